@@ -1,0 +1,67 @@
+"""Every bound of roost in one place. Units end the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may grow, and how far. The defaults hold for every node; tests pass smaller ones."""
+
+    key_bytes_max: int = 200
+    field_bytes_max: int = 255
+    value_bytes_max: int = 8 * MIB
+    body_bytes_max: int = 16 * MIB
+    nesting_max: int = 64
+    """Depth of JSON values and of anything that foreign code parses."""
+
+    batch_ops_max: int = 1_000
+    """Operations of one MULTI, put or drop."""
+    page_keys_max: int = 1_000
+    """Keys of one page of a listing or scan."""
+
+    frame_bytes: int = 1 * MIB
+    """A gossip frame is closed at about this size; `body_bytes_max` is the hard bound."""
+    window_bytes: int = 4 * MIB
+    """Bytes sent to a neighbour and not yet taken by its socket; above it sending stops."""
+    heartbeat_ms: int = 250
+    suspect_missed: int = 1
+    down_missed: int = 3
+    ihave_ms: int = 50
+    want_slack_ms: int = 60
+    clock_offset_max_ms: int = 500
+    reconnect_min_ms: int = 100
+    reconnect_max_ms: int = 10_000
+
+    rows_memory_bytes: int = 128 * MIB
+    """Decoded clean rows kept in memory."""
+    pinned_bytes_max: int = 256 * MIB
+    """Rows acknowledged and not yet applied to the index; above it BUSY."""
+    apply_interval_ms: int = 50
+    apply_keys_max: int = 10_000
+
+    session_bytes_max: int = 64 * MIB
+    """One session document, encoded."""
+    documents_memory_bytes: int = 128 * MIB
+    replica_cache_bytes: int = 64 * MIB
+    """Read-through copies of sessions whose home is elsewhere."""
+    turn_ids_kept: int = 256
+    token_bytes_max: int = 2 * KIB
+    token_cache_entries: int = 65_536
+    sid_bytes_max: int = 120
+
+    connections_max: int = 10_000
+    output_bytes_max: int = 64 * MIB
+    """Replies held for one client that does not read; above it the connection is closed."""
+    watchers_max: int = 1_000
+    watch_queue_max: int = 10_000
+    request_ids_kept: int = 100_000
+    request_id_bytes_max: int = 128
+
+
+DEFAULT_LIMITS = Limits()
