@@ -1,0 +1,1 @@
+"""Deterministic simulator of roost clusters: virtual time, network, disk and faults."""

@@ -1,0 +1,1 @@
+"""roostd: one daemon a region, a sidecar next to inference servers and gateways."""
