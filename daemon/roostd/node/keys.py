@@ -1,0 +1,361 @@
+"""Eventually-global keys of one node: typed reads and writes over the store's rows.
+
+Everything is synchronous: a write joins into memory and into the open group of the log at once;
+the caller releases its answer when the group is durable. Each write ticks one stamp; a batch
+(MULTI, MSET, PATCH) becomes one record, so that a crash or a neighbour sees all of it or nothing.
+A policy's ttl counts from the key's last write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from roost_crdt import values
+from roost_crdt.errors import BadRequest, TooLarge, Unsupported, WrongType
+from roost_crdt.hlc import Stamp
+from roost_crdt.limits import Limits
+from roost_crdt.policy import Policy, PolicyTable
+from roost_crdt.rows import Delta, Rows, counter, layout, map, rate, register, set
+from roostd.store import Store
+
+Leaf = bytes | str
+
+_EXPIRE: dict[int, Callable[[Rows, Stamp, int], Delta]] = {
+    layout.TYPE_REGISTER: register.expire,
+    layout.TYPE_COUNTER: counter.expire,
+    layout.TYPE_SET: set.expire,
+    layout.TYPE_MAP: map.expire,
+}
+
+
+class Keys:
+    """Reads and writes of eventually-global keys.
+
+    Every method takes the key first and raises BadRequest (malformed key), NoPolicy, Unsupported
+    (the key has another consistency), WrongType, TooLarge, Full or Busy; then nothing changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        policies: Callable[[], PolicyTable],
+        now_ms: Callable[[], int],
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._policies = policies
+        self._now_ms = now_ms
+        self._limits = limits
+        self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
+        self._batch_stamp: Stamp | None = None
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def policy(self, key: bytes, *types: str) -> Policy:
+        """The key's policy, if it is eventually-global and of one of `types` (none = any)."""
+        layout.check_key(key)
+        policy = self._policies().find(key)
+        if policy.consistency != "eventually-global":
+            raise Unsupported(
+                f"{_shown(key)} is {policy.consistency} by policy {policy.name}: "
+                "it has no eventually-global value"
+            )
+        if types and policy.type not in types:
+            raise WrongType(
+                f"{_shown(key)} is a {policy.type} by policy {policy.name}, "
+                f"not a {' or '.join(types)}"
+            )
+        return policy
+
+    def kind(self, key: bytes) -> str | None:
+        """The type of a key that exists now, else None."""
+        policy = self.policy(key)
+        return policy.type if self._exists(policy, key) else None
+
+    def exists(self, key: bytes) -> bool:
+        return self._exists(self.policy(key), key)
+
+    def get(self, key: bytes) -> Leaf | None:
+        policy = self.policy(key, "register")
+        return values.register_value(self._rows(policy, key), self._now_ms())
+
+    def count(self, key: bytes) -> int | None:
+        """A counter's value (scaled by 1e9 under a float policy); None if there is none."""
+        policy = self.policy(key, "counter")
+        return values.counter_value(self._rows(policy, key), self._now_ms())
+
+    def rate(self, key: bytes) -> int:
+        policy = self.policy(key, "rate")
+        return values.rate_estimate(self._rows(policy, key), self._now_ms(), policy.window_ms)
+
+    def members(self, key: bytes) -> list[Leaf]:
+        policy = self.policy(key, "set")
+        return values.set_members(self._rows(policy, key), self._now_ms())
+
+    def contains(self, key: bytes, leaf: Leaf) -> bool:
+        policy = self.policy(key, "set")
+        return values.set_contains(self._rows(policy, key), leaf, self._now_ms())
+
+    def fields(self, key: bytes) -> dict[bytes, Leaf | int]:
+        policy = self.policy(key, "map")
+        return values.map_fields(self._rows(policy, key), self._now_ms())
+
+    def field(self, key: bytes, name: bytes) -> Leaf | int | None:
+        policy = self.policy(key, "map")
+        return values.map_field(self._rows(policy, key), name, self._now_ms())
+
+    def expires_ms(self, key: bytes) -> int | None:
+        """Wall milliseconds at which the key ends; 0 = never, None = there is no such key."""
+        policy = self.policy(key)
+        if not self._exists(policy, key):
+            return None
+        rows = self._rows(policy, key)
+        return values.expires_ms(policy.row_type, rows, self._now_ms())
+
+    def scan(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
+        """Live keys in order that begin with `prefix` and come after `after`."""
+        return self._store.keys(prefix, after, limit, self._now_ms())
+
+    # --- writes -------------------------------------------------------------------------------
+
+    def put(
+        self, key: bytes, leaf: Leaf, *, expires_ms: int | None = None, keep_ttl: bool = False
+    ) -> None:
+        """Set a register. `expires_ms`: None = the policy's ttl, 0 = never."""
+        policy = self.policy(key, "register")
+        self._check_value(key, leaf)
+        rows = self._rows(policy, key)
+        if keep_ttl:
+            expires_ms = values.expires_ms(layout.TYPE_REGISTER, rows, self._now_ms())
+        elif expires_ms is None:
+            expires_ms = self._policy_expiry(policy)
+        stamp = self._stamp()
+        self._write(key, policy, rows, register.put(rows, leaf, stamp, expires_ms), stamp)
+
+    def incr(self, key: bytes, by: int) -> int:
+        """Add to a counter or a rate; the new value (or estimate) here."""
+        policy = self.policy(key, "counter", "rate")
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        stamp = self._stamp()
+        if policy.type == "rate":
+            if by < 0:
+                raise BadRequest(f"{_shown(key)} is a rate: it only counts up")
+            delta = rate.add(rows, by, stamp, now_ms, policy.window_ms)
+            self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+            return values.rate_estimate(self._rows(policy, key), now_ms, policy.window_ms)
+        self._write(key, policy, rows, counter.add(rows, by, stamp, now_ms), stamp)
+        return values.counter_value(self._rows(policy, key), now_ms) or 0
+
+    def assign(
+        self, key: bytes, value: int, *, expires_ms: int | None = None, keep_ttl: bool = False
+    ) -> None:
+        """Set a counter: a reset of what is observed here and an addition, in one record."""
+        policy = self.policy(key, "counter")
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        stamp = self._stamp()
+        if keep_ttl:
+            expires_ms = values.expires_ms(layout.TYPE_COUNTER, rows, now_ms)
+        elif expires_ms is None:
+            expires_ms = self._policy_expiry(policy)
+        delta = counter.assign(rows, value, stamp, now_ms)
+        if expires_ms or values.expires_ms(layout.TYPE_COUNTER, rows, now_ms):
+            delta |= counter.expire({**rows, **delta}, stamp, expires_ms)
+        self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+
+    def add(self, key: bytes, leaves: Sequence[Leaf]) -> int:
+        """Add elements to a set; how many were not there."""
+        policy = self.policy(key, "set")
+        self._check_count(key, len(leaves))
+        for leaf in leaves:
+            self._check_value(key, leaf)
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        fresh = sum(not values.set_contains(rows, leaf, now_ms) for leaf in dict.fromkeys(leaves))
+        stamp = self._stamp()
+        self._write(key, policy, rows, set.add(rows, leaves, stamp, now_ms), stamp)
+        return fresh
+
+    def remove(self, key: bytes, leaves: Sequence[Leaf]) -> int:
+        """Remove elements from a set as observed here; how many were there."""
+        policy = self.policy(key, "set")
+        self._check_count(key, len(leaves))
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        there = [x for x in dict.fromkeys(leaves) if values.set_contains(rows, x, now_ms)]
+        if there:
+            delta = set.remove(rows, there, now_ms)
+            self._write(key, policy, rows, delta, self._stamp(), keep_expiry=True)
+        return len(there)
+
+    def map_put(self, key: bytes, fields: Mapping[bytes, Leaf]) -> int:
+        """Set fields of a map; how many were not there."""
+        policy = self.policy(key, "map")
+        self._check_count(key, len(fields))
+        for name, leaf in fields.items():
+            self._check_field(key, name)
+            self._check_value(key, leaf)
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        fresh = sum(values.map_field(rows, name, now_ms) is None for name in fields)
+        stamp = self._stamp()
+        self._write(key, policy, rows, map.put(rows, fields, stamp, now_ms), stamp)
+        return fresh
+
+    def map_drop(self, key: bytes, names: Sequence[bytes]) -> int:
+        """Remove fields of a map; how many were there."""
+        policy = self.policy(key, "map")
+        self._check_count(key, len(names))
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        there = [
+            n for n in dict.fromkeys(names) if values.map_field(rows, n, now_ms) is not None
+        ]
+        if there:
+            stamp = self._stamp()
+            delta = map.remove(rows, there, stamp)
+            self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+        return len(there)
+
+    def map_incr(self, key: bytes, name: bytes, by: int) -> int:
+        """Add to a counting field of a map whose policy says `fields = "counter"`."""
+        policy = self.policy(key, "map")
+        if not policy.counter_fields:
+            raise Unsupported(
+                f"the fields of {_shown(key)} are registers: concurrent increments would be lost; "
+                f'say fields = "counter" in policy {policy.name}'
+            )
+        self._check_field(key, name)
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        stamp = self._stamp()
+        self._write(key, policy, rows, map.add(rows, name, by, stamp, now_ms), stamp)
+        value = values.map_field(self._rows(policy, key), name, now_ms)
+        assert isinstance(value, int), "a field that was just incremented counts"
+        return value
+
+    def delete(self, key: bytes) -> bool:
+        """Remove what is observed here; False if there was nothing."""
+        policy = self.policy(key)
+        if not self._exists(policy, key):
+            return False
+        rows = self._rows(policy, key)
+        now_ms = self._now_ms()
+        stamp = self._stamp()
+        if policy.type == "rate":
+            raise Unsupported(
+                f"{_shown(key)} is a rate: its windows end by the clock and are not deleted"
+            )
+        if policy.type == "register":
+            delta = register.delete(rows, stamp)
+        elif policy.type == "counter":
+            delta = counter.delete(rows, stamp, now_ms)
+        elif policy.type == "set":
+            delta = set.delete(rows, self._store.vv, stamp)
+        else:
+            delta = map.delete(rows, stamp)
+        self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+        return True
+
+    def expire(self, key: bytes, expires_ms: int) -> bool:
+        """Set when the key ends (0 = never); False if there is no such key."""
+        policy = self.policy(key)
+        if not self._exists(policy, key):
+            return False
+        if policy.type == "rate":
+            return True  # its windows are dead by the clock; a ttl adds nothing
+        if expires_ms and expires_ms <= self._now_ms():
+            return self.delete(key)
+        rows = self._rows(policy, key)
+        stamp = self._stamp()
+        delta = _EXPIRE[policy.row_type](rows, stamp, expires_ms)
+        self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+        return True
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """All writes inside become one record. An error inside drops none that was made before."""
+        if self._batch is not None:
+            yield
+            return
+        self._batch, self._batch_stamp = {}, None
+        try:
+            yield
+        finally:
+            batch, stamp = self._batch, self._batch_stamp
+            self._batch = self._batch_stamp = None
+            ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
+            if ops:
+                assert stamp is not None, "a batch with writes has a stamp"
+                self._store.commit(stamp, ops)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _rows(self, policy: Policy, key: bytes) -> Rows:
+        if self._batch is not None and key in self._batch:
+            return self._batch[key][1]
+        held = self._store.key_rows(key)
+        if held.type not in (0, policy.row_type):
+            raise WrongType(
+                f"{_shown(key)} is stored as a {layout.TYPE_NAMES[held.type]} and policy "
+                f"{policy.name} says {policy.type}: delete it under its old policy first"
+            )
+        return held.rows
+
+    def _exists(self, policy: Policy, key: bytes) -> bool:
+        return values.exists(policy.row_type, self._rows(policy, key), self._now_ms())
+
+    def _stamp(self) -> Stamp:
+        return self._store.stamp(self._now_ms())
+
+    def _policy_expiry(self, policy: Policy) -> int:
+        return self._now_ms() + policy.ttl_ms if policy.ttl_ms else 0
+
+    def _write(
+        self,
+        key: bytes,
+        policy: Policy,
+        rows: Rows,
+        delta: Delta,
+        stamp: Stamp,
+        *,
+        keep_expiry: bool = False,
+    ) -> None:
+        if policy.ttl_ms and not keep_expiry and policy.type in ("counter", "set", "map"):
+            ends_ms = self._policy_expiry(policy)
+            delta = delta | _EXPIRE[policy.row_type]({**rows, **delta}, stamp, ends_ms)
+        if self._batch is None:
+            self._store.commit(stamp, [(key, policy.row_type, delta)])
+            return
+        _, _, earlier = self._batch.get(key, (0, rows, {}))
+        self._batch[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})
+        self._batch_stamp = stamp
+        self._check_count(key, len(self._batch))
+
+    def _check_value(self, key: bytes, leaf: Leaf) -> None:
+        size = len(leaf)
+        if size > self._limits.value_bytes_max:
+            raise TooLarge(
+                f"{_shown(key)}: a value of {size} bytes is over limits.value_max "
+                f"({self._limits.value_bytes_max} bytes)"
+            )
+
+    def _check_field(self, key: bytes, name: bytes) -> None:
+        if len(name) > self._limits.field_bytes_max:
+            raise BadRequest(
+                f"{_shown(key)}: a field name of {len(name)} bytes is over "
+                f"{self._limits.field_bytes_max}"
+            )
+
+    def _check_count(self, key: bytes, count: int) -> None:
+        if count > self._limits.batch_ops_max:
+            raise TooLarge(
+                f"{_shown(key)}: {count} operations in one write are over "
+                f"{self._limits.batch_ops_max}; split them"
+            )
+
+
+def _shown(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
