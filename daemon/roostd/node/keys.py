@@ -11,21 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from roostd.store import Store
+
 from roost_crdt import values
 from roost_crdt.errors import BadRequest, TooLarge, Unsupported, WrongType
 from roost_crdt.hlc import Stamp
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
-from roost_crdt.rows import Delta, Rows, counter, layout, map, rate, register, set
-from roostd.store import Store
+from roost_crdt.rows import Delta, Rows, counter, layout, rate, register
+from roost_crdt.rows import map as map_rows
+from roost_crdt.rows import set as set_rows
 
 Leaf = bytes | str
 
 _EXPIRE: dict[int, Callable[[Rows, Stamp, int], Delta]] = {
     layout.TYPE_REGISTER: register.expire,
     layout.TYPE_COUNTER: counter.expire,
-    layout.TYPE_SET: set.expire,
-    layout.TYPE_MAP: map.expire,
+    layout.TYPE_SET: set_rows.expire,
+    layout.TYPE_MAP: map_rows.expire,
 }
 
 
@@ -50,7 +53,7 @@ class Keys:
         self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
         self._batch_stamp: Stamp | None = None
 
-    # --- reads --------------------------------------------------------------------------------
+    # --- reads ---
 
     def policy(self, key: bytes, *types: str) -> Policy:
         """The key's policy, if it is eventually-global and of one of `types` (none = any)."""
@@ -117,7 +120,7 @@ class Keys:
         """Live keys in order that begin with `prefix` and come after `after`."""
         return self._store.keys(prefix, after, limit, self._now_ms())
 
-    # --- writes -------------------------------------------------------------------------------
+    # --- writes ---
 
     def put(
         self, key: bytes, leaf: Leaf, *, expires_ms: int | None = None, keep_ttl: bool = False
@@ -175,7 +178,7 @@ class Keys:
         rows = self._rows(policy, key)
         fresh = sum(not values.set_contains(rows, leaf, now_ms) for leaf in dict.fromkeys(leaves))
         stamp = self._stamp()
-        self._write(key, policy, rows, set.add(rows, leaves, stamp, now_ms), stamp)
+        self._write(key, policy, rows, set_rows.add(rows, leaves, stamp, now_ms), stamp)
         return fresh
 
     def remove(self, key: bytes, leaves: Sequence[Leaf]) -> int:
@@ -186,7 +189,7 @@ class Keys:
         rows = self._rows(policy, key)
         there = [x for x in dict.fromkeys(leaves) if values.set_contains(rows, x, now_ms)]
         if there:
-            delta = set.remove(rows, there, now_ms)
+            delta = set_rows.remove(rows, there, now_ms)
             self._write(key, policy, rows, delta, self._stamp(), keep_expiry=True)
         return len(there)
 
@@ -201,7 +204,7 @@ class Keys:
         rows = self._rows(policy, key)
         fresh = sum(values.map_field(rows, name, now_ms) is None for name in fields)
         stamp = self._stamp()
-        self._write(key, policy, rows, map.put(rows, fields, stamp, now_ms), stamp)
+        self._write(key, policy, rows, map_rows.put(rows, fields, stamp, now_ms), stamp)
         return fresh
 
     def map_drop(self, key: bytes, names: Sequence[bytes]) -> int:
@@ -210,12 +213,10 @@ class Keys:
         self._check_count(key, len(names))
         now_ms = self._now_ms()
         rows = self._rows(policy, key)
-        there = [
-            n for n in dict.fromkeys(names) if values.map_field(rows, n, now_ms) is not None
-        ]
+        there = [n for n in dict.fromkeys(names) if values.map_field(rows, n, now_ms) is not None]
         if there:
             stamp = self._stamp()
-            delta = map.remove(rows, there, stamp)
+            delta = map_rows.remove(rows, there, stamp)
             self._write(key, policy, rows, delta, stamp, keep_expiry=True)
         return len(there)
 
@@ -231,7 +232,7 @@ class Keys:
         now_ms = self._now_ms()
         rows = self._rows(policy, key)
         stamp = self._stamp()
-        self._write(key, policy, rows, map.add(rows, name, by, stamp, now_ms), stamp)
+        self._write(key, policy, rows, map_rows.add(rows, name, by, stamp, now_ms), stamp)
         value = values.map_field(self._rows(policy, key), name, now_ms)
         assert isinstance(value, int), "a field that was just incremented counts"
         return value
@@ -253,9 +254,9 @@ class Keys:
         elif policy.type == "counter":
             delta = counter.delete(rows, stamp, now_ms)
         elif policy.type == "set":
-            delta = set.delete(rows, self._store.vv, stamp)
+            delta = set_rows.delete(rows, self._store.vv, stamp)
         else:
-            delta = map.delete(rows, stamp)
+            delta = map_rows.delete(rows, stamp)
         self._write(key, policy, rows, delta, stamp, keep_expiry=True)
         return True
 
@@ -291,7 +292,7 @@ class Keys:
                 assert stamp is not None, "a batch with writes has a stamp"
                 self._store.commit(stamp, ops)
 
-    # --- inside -------------------------------------------------------------------------------
+    # --- inside ---
 
     def _rows(self, policy: Policy, key: bytes) -> Rows:
         if self._batch is not None and key in self._batch:

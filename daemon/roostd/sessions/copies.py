@@ -1,0 +1,114 @@
+"""Read-through copies: what a forwarded request left at a node that holds no replica.
+
+A copy is for reading only, is never taken over from, and is bounded. It is checked by lineage
+like every copy; a forwarded commit extends it only if the copy has the turn before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from roost_crdt import fold
+from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.home import Meta
+from roostd.sessions import types
+from roostd.sessions.context import Context
+from roostd.sessions.live import LiveSession
+from roostd.sessions.types import Answer, Request
+
+COPY_DEADLINE_MS = 5_000
+COPY_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Copies:
+    """The bounded cache of copies of one node."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._copies: OrderedDict[str, LiveSession] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, sid: str) -> LiveSession | None:
+        copy = self._copies.get(sid)
+        if copy is not None:
+            self._copies.move_to_end(sid)
+        return copy
+
+    def drop(self, sid: str) -> None:
+        copy = self._copies.pop(sid, None)
+        if copy is not None:
+            self._bytes -= copy.size_bytes
+
+    def export(self, live: LiveSession) -> dict[str, Any] | None:
+        """A copy for another node: its head and its plain view; None if it is too large."""
+        if live.size_bytes > COPY_BYTES_MAX:
+            return None
+        entries, fields = self._context.table.view(live.meta.sid)
+        meta = live.meta
+        return {
+            "epoch": list(meta.epoch),
+            "standby": meta.standby,
+            "n": meta.n,
+            "used_ms": meta.used_ms,
+            "entries": entries,
+            "fields": fields,
+        }
+
+    async def after_forward(self, request: Request, answer: Answer, node: str) -> None:
+        """Keep what a forwarded read or turn makes readable here."""
+        if isinstance(request, types.Commit) and isinstance(answer, types.Committed):
+            if self._context.live(answer.sid) is None:
+                await self._extend(request, answer, node)
+        elif isinstance(request, (types.Turns, types.Show)):
+            claims, _ = self._context.keyring.verify(
+                answer.token if isinstance(answer, (types.TurnsRead, types.SessionView)) else "",
+                self._context.now_ms() // 1000,
+            )
+            if self._context.live(claims.sid) is None:
+                await self._fetch(claims.sid, node)
+
+    async def _extend(self, request: types.Commit, answer: types.Committed, node: str) -> None:
+        copy = self._copies.get(answer.sid)
+        claims, _ = self._context.keyring.verify(answer.token, self._context.now_ms() // 1000)
+        head = copy.fold.turn if copy is not None else None
+        follows = copy is not None and copy.head_turn() == answer.turn - 1
+        if copy is None or not follows or not claims.path or request.put:
+            await self._fetch(answer.sid, node)
+            return
+        n, home, _start, last = claims.path[-1]
+        if last != answer.turn:
+            self.drop(answer.sid)
+            return
+        key, leaf = fold.turn_entry(
+            (n, home),
+            answer.turn,
+            parent=head,
+            turn_id=request.turn_id,
+            messages=request.messages,
+            at_ms=self._context.now_ms(),
+        )
+        copy.fold.add(key, leaf)
+
+    async def _fetch(self, sid: str, node: str) -> None:
+        """Bring a copy here; a failure costs the next read a round trip, nothing else."""
+        try:
+            raw = await self._context.neighbours.call(
+                node, "session.copy", {"sid": sid}, deadline_ms=COPY_DEADLINE_MS
+            )
+        except RoostError:
+            return
+        self.drop(sid)
+        if raw is None:
+            return
+        epoch = (int(raw["epoch"][0]), str(raw["epoch"][1]))
+        meta = Meta(sid, epoch, raw["standby"], n=int(raw["n"]), used_ms=int(raw["used_ms"]))
+        copy = LiveSession(meta, self._context.table, self._context.actor, self._context.limits)
+        try:
+            copy.take_view(raw["entries"], raw["fields"])
+        except CorruptData:
+            return
+        self._copies[sid] = copy
+        self._bytes += copy.size_bytes
+        while self._bytes > self._context.limits.replica_cache_bytes and len(self._copies) > 1:
+            self.drop(next(iter(self._copies)))

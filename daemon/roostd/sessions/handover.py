@@ -1,0 +1,147 @@
+"""Moving a session's home without a stale turn: to a user who moved, on request, at drain.
+
+The session is frozen, the whole document goes to the next home, which stores it under the next
+epoch before it answers; only then does this node store the epoch too and become the standby. If
+the answer is lost, this node takes an epoch above the one that may exist, so that one home wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+
+from roost_crdt.errors import BadRequest, PeerError, RoostError, Unavailable, UnknownOutcome
+from roost_crdt.home import Follow, Meta, Whole, decode_frame, encode_frame, succeed
+from roostd.sessions.context import Context
+from roostd.sessions.live import LiveSession
+from roostd.sessions.stream import Stream
+
+log = logging.getLogger(__name__)
+
+ADOPT_DEADLINE_MS = 5_000
+DRAIN_AT_ONCE = 8
+PAGE = 500
+
+
+class Handover:
+    """Gives sessions away and takes them in."""
+
+    def __init__(self, context: Context, stream: Stream) -> None:
+        self._context = context
+        self._stream = stream
+
+    def allowed(self, live: LiveSession, node: str) -> bool:
+        """Whether `node` is up and residency lets the session live there."""
+        residency = self._context.residency()
+        return any(
+            c.node == node and (not residency or c.region in residency)
+            for c in self._context.neighbours.candidates()
+        )
+
+    async def to(self, live: LiveSession, node: str) -> None:
+        """Make `node` the home of a session that is at home here. Raises Unavailable."""
+        context = self._context
+        if node == context.node:
+            return
+        if not self.allowed(live, node):
+            raise Unavailable(
+                f"session {live.meta.sid} cannot move to {node}: it is not up, no neighbour, or "
+                "outside of the policy's residency"
+            )
+        live.handing_over = True
+        try:
+            async with live.lock:
+                if live.meta.home != context.node:
+                    raise Unavailable(f"session {live.meta.sid} has moved to {live.meta.home}")
+                await self._hand_over(live, node)
+        finally:
+            live.handing_over = False
+
+    async def _hand_over(self, live: LiveSession, node: str) -> None:
+        context = self._context
+        after = succeed(live.meta, node, context.node)
+        frame = msgspec.structs.replace(live.whole(), epoch=after.epoch, standby=after.standby)
+        try:
+            await context.neighbours.call(
+                node,
+                "session.adopt",
+                {"frame": encode_frame(frame)},
+                deadline_ms=ADOPT_DEADLINE_MS,
+            )
+        except UnknownOutcome:
+            # The other side may be home under `after.epoch`; this one outranks it.
+            live.set_meta(msgspec.structs.replace(live.meta, epoch=after.epoch))
+            live.enter_epoch(context.node, node, context.now_ms())
+            await context.durable()
+            self._stream.offer(live)
+            raise
+        live.set_meta(after)
+        live.follow = Follow()
+        await context.durable()
+        log.info("session %s: home moved to %s, epoch %d", after.sid, node, after.epoch[0])
+
+    async def follow(self, live: LiveSession, node: str) -> None:
+        """The user has moved: so does the session; a failure leaves it where it is."""
+        try:
+            await self.to(live, node)
+        except RoostError as error:
+            live.follow = Follow()
+            log.info("session %s stays here: %s", live.meta.sid, error.message)
+
+    async def remote_adopt(self, peer: str, args: dict[str, Any]) -> Any:
+        """Become home of the session in the frame; durable before the answer."""
+        try:
+            frame = decode_frame(args["frame"])
+        except (KeyError, PeerError) as error:
+            raise BadRequest(f"{peer} handed over a malformed session: {error}") from error
+        context = self._context
+        if not isinstance(frame, Whole) or frame.epoch[1] != context.node:
+            raise BadRequest(f"{peer} handed over a session that names another home")
+        meta = context.meta(frame.sid)
+        if meta is not None and meta.epoch >= frame.epoch:
+            raise Unavailable(
+                f"session {frame.sid} is at epoch {meta.epoch[0]} already; the handover is void"
+            )
+        live = context.live(frame.sid) or context.new_live(
+            Meta(frame.sid, frame.epoch, frame.standby)
+        )
+        live.replace(frame)
+        live.confirmed = context.generation
+        await context.durable()
+        self._stream.offer(live)
+        return True
+
+    async def drain(self, deadline_ms: int) -> int:
+        """Hand every session that is at home here to its standby; how many remain."""
+        context = self._context
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + deadline_ms / 1000
+        slots = asyncio.Semaphore(DRAIN_AT_ONCE)
+        remaining = 0
+
+        async def give(sid: str) -> bool:
+            async with slots:
+                live = context.live(sid)
+                if live is None or live.meta.home != context.node:
+                    return True
+                if live.meta.standby is None or loop.time() >= ends:
+                    return False
+                try:
+                    await self.to(live, live.meta.standby)
+                except RoostError as error:
+                    log.warning("drain: session %s stays: %s", sid, error.message)
+                    return False
+                return True
+
+        after = ""
+        while True:
+            heads = context.table.heads(after, PAGE)
+            mine = [m.sid for m in heads if m.held and not m.erased_ms and not context.expired(m)]
+            done = await asyncio.gather(*(give(sid) for sid in mine))
+            remaining += done.count(False)
+            if len(heads) < PAGE:
+                return remaining
+            after = heads[-1].sid

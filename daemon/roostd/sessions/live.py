@@ -1,0 +1,260 @@
+"""One session in memory: its head, its fold, and (where it is written) its document.
+
+Every method that changes the session returns nothing and leaves a batch of items in the store's
+open group: one batch is one atomic step of durability, replication and takeover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+from roost_crdt.document import Document, client_id
+from roost_crdt.fold import Fold
+
+from roost_crdt.errors import BadRequest, CorruptData, TooLarge
+from roost_crdt.home import CHAIN_START, Epoch, Follow, Meta, Update, Whole, chain_next, succeed
+from roost_crdt.limits import Limits
+from roostd.sessions.table import (
+    Items,
+    SessionTable,
+    base_item,
+    head_item,
+    update_item,
+    view_items,
+)
+
+COMPACT_UPDATES = 64
+"""Document updates stored one by one before they become the base."""
+
+
+class LiveSession:
+    """A session that this node holds a copy of, as home, standby or former home."""
+
+    def __init__(self, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> None:
+        self.meta = meta
+        self.fold = Fold()
+        self.lock = asyncio.Lock()
+        self.follow = Follow()
+        self.confirmed = -1
+        """The clock generation in which the standby last agreed that this node is home."""
+        self.acknowledged = asyncio.Event()
+        self.handing_over = False
+        self._table = table
+        self._actor = actor
+        self._limits = limits
+        self._document: Document | None = None
+        self._view_bytes = 0
+
+    @classmethod
+    def load(cls, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> LiveSession:
+        """From the stored view; the document stays on disk until it is written."""
+        live = cls(meta, table, actor, limits)
+        entries, fields = table.view(meta.sid)
+        live._fold_in(entries, fields)
+        return live
+
+    @property
+    def size_bytes(self) -> int:
+        """About what this session takes in memory."""
+        document = self._document.size_bytes if self._document is not None else 0
+        return 2_000 + 2 * self._view_bytes + 2 * document
+
+    @property
+    def document(self) -> Document:
+        """The document, under the client id of the epoch in force."""
+        if self._document is None or self._document.broken:
+            number = client_id(self.meta.epoch[0], self._actor, self.meta.sid)
+            document = Document(number, self._limits)
+            for update in self._table.document(self.meta.sid):
+                document.apply(update)
+            self._document = document
+        return self._document
+
+    # --- steps of home ---
+
+    def write(
+        self,
+        entries: Mapping[str, bytes],
+        fields: Mapping[str, bytes],
+        now_ms: int,
+    ) -> Update:
+        """One committed step: durable with the open group, and the frame for the standby.
+
+        Raises TooLarge when the document would pass its bound (a summary makes room).
+        """
+        added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
+        if self.document.size_bytes + added > self._limits.session_bytes_max:
+            raise TooLarge(
+                f"session {self.meta.sid} would pass {self._limits.session_bytes_max} bytes; "
+                "trim it with a summary or fork it"
+            )
+        update = self.document.write(entries, fields)
+        return self._step(update, entries, fields, now_ms)
+
+    def merge(self, document: bytes, now_ms: int) -> Update | None:
+        """Take in what a former home holds; None if nothing was new. Raises CorruptData."""
+        before = self.document.state_vector()
+        changes = self.document.apply(document)
+        if not changes.entries and not changes.fields:
+            return None
+        update = self.document.diff(before)
+        return self._step(update, changes.entries, changes.fields, now_ms)
+
+    def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
+        """The next epoch, durable with the open group; the document changes its client id."""
+        self.set_meta(msgspec.structs.replace(succeed(self.meta, home, standby), used_ms=now_ms))
+
+    def set_meta(self, meta: Meta) -> None:
+        """Store another head; a changed epoch gives the document another client id."""
+        if meta.epoch != self.meta.epoch:
+            self._document = None
+        self.meta = meta
+        self._table.put(head_item(meta))
+
+    def touch_memory(self, meta: Meta) -> None:
+        """Another head in memory only; it is stored with the next step."""
+        self.meta = meta
+
+    # --- steps of a standby ---
+
+    def append(self, frame: Update) -> None:
+        """Take the next update of the chain. Raises CorruptData if it is not an update at all.
+
+        The caller has checked the chain; the document is not loaded for it.
+        """
+        if self._document is not None:
+            self._document.apply(frame.update)
+        self.meta = msgspec.structs.replace(
+            self.meta,
+            epoch=frame.epoch,
+            standby=frame.standby,
+            n=frame.n,
+            chain=chain_next(frame.prev_chain, frame.update),
+            turn=frame.turn,
+            used_ms=frame.at_ms,
+            held=True,
+        )
+        self._fold_in(frame.entries, frame.fields)
+        items = update_item(self.meta.sid, frame.n, frame.update)
+        items.update(view_items(self.meta.sid, frame.entries, frame.fields))
+        items.update(head_item(self.meta))
+        self._table.put(items)
+
+    def replace(self, frame: Whole) -> None:
+        """Take the whole document in place of what is held here. Raises CorruptData."""
+        document = Document(client_id(frame.epoch[0], self._actor, frame.sid), self._limits)
+        changes = document.apply(frame.document)
+        items: Items = self._table.drop_items(frame.sid)
+        self.meta = Meta(
+            sid=frame.sid,
+            epoch=frame.epoch,
+            standby=frame.standby,
+            n=frame.n,
+            chain=frame.chain,
+            base_n=frame.n,
+            turn=frame.turn,
+            used_ms=frame.at_ms,
+        )
+        self._document = document
+        self.fold = Fold()
+        self._view_bytes = 0
+        self._fold_in(changes.entries, changes.fields)
+        items.update(base_item(frame.sid, frame.document))
+        items.update(view_items(frame.sid, changes.entries, changes.fields))
+        items.update(head_item(self.meta))
+        self._table.put(items)
+
+    def whole(self) -> Whole:
+        """This copy as one frame, for a standby or a next home."""
+        meta = self.meta
+        return Whole(
+            sid=meta.sid,
+            epoch=meta.epoch,
+            standby=meta.standby,
+            n=meta.n,
+            chain=meta.chain,
+            document=self.document.encode(),
+            turn=meta.turn,
+            at_ms=meta.used_ms,
+        )
+
+    # --- reading ---
+
+    def head_turn(self) -> int:
+        """The number of the current turn; 0 before the first."""
+        head = self.fold.turn
+        return 0 if head is None else head[2]
+
+    def path_epochs(self) -> tuple[tuple[int, str, int, int], ...]:
+        """The newest four epochs of the active path: (n, node, start exclusive, last turn)."""
+        return self.fold.path_epochs(4)
+
+    def take_view(self, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> None:
+        """Fill a copy that lives in memory only. Raises CorruptData."""
+        self._fold_in(entries, fields)
+
+    # --- inside ---
+
+    def _step(
+        self,
+        update: bytes,
+        entries: Mapping[str, bytes],
+        fields: Mapping[str, bytes],
+        now_ms: int,
+    ) -> Update:
+        before = self.meta
+        self._fold_in(entries, fields)
+        self.meta = msgspec.structs.replace(
+            before,
+            n=before.n + 1,
+            chain=chain_next(before.chain, update),
+            turn=self.head_turn(),
+            used_ms=now_ms,
+        )
+        items = update_item(before.sid, self.meta.n, update)
+        if self.meta.n - before.base_n >= COMPACT_UPDATES:
+            items = dict.fromkeys(self._table.update_keys(before.sid))
+            items.update(base_item(before.sid, self.document.encode()))
+            self.meta = msgspec.structs.replace(self.meta, base_n=self.meta.n)
+        items.update(view_items(before.sid, entries, fields))
+        items.update(head_item(self.meta))
+        self._table.put(items)
+        return Update(
+            sid=before.sid,
+            epoch=before.epoch,
+            standby=before.standby,
+            n=before.n + 1,
+            prev_chain=before.chain,
+            update=update,
+            entries=dict(entries),
+            fields=dict(fields),
+            turn=self.meta.turn,
+            at_ms=now_ms,
+        )
+
+    def _fold_in(self, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> None:
+        for key, leaf in entries.items():
+            self.fold.add(key, leaf)
+            self._view_bytes += len(leaf)
+        for key, leaf in fields.items():
+            self.fold.add_field(key, leaf)
+            self._view_bytes += len(leaf)
+
+
+def check_view(frame: Update) -> None:
+    """A standby stores the plain view unseen; it must at least be readable. Raises CorruptData."""
+    fold = Fold()
+    try:
+        for key, leaf in frame.entries.items():
+            fold.add(key, leaf)
+        for key, leaf in frame.fields.items():
+            fold.add_field(key, leaf)
+    except BadRequest as error:
+        raise CorruptData(f"session {frame.sid}: {error}") from error
+
+
+def new_meta(sid: str, epoch: Epoch, standby: str | None, now_ms: int) -> Meta:
+    """The head of a session that begins here."""
+    return Meta(sid=sid, epoch=epoch, standby=standby, chain=CHAIN_START, used_ms=now_ms)

@@ -1,0 +1,483 @@
+"""The session service of one node: where a request is carried out, and what happens when home
+does not answer.
+
+A request goes, in this order, to: this node if it is home; this node's copy for a read, if the
+copy has the token's turn; home; the standby. The standby makes itself home only on its own
+evidence (roost_crdt.home.may_take_over). A reply always carries a fresh token, from which every
+node on the way learns the epoch in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import msgspec
+from roost_crdt.token import Claims
+
+from roost_crdt.errors import (
+    BadRequest,
+    NoSession,
+    RoostError,
+    SessionUnavailable,
+    TooLarge,
+    Unavailable,
+    UnknownOutcome,
+)
+from roost_crdt.home import Meta, check_sid
+from roostd.sessions import types
+from roostd.sessions.context import Context
+from roostd.sessions.copies import Copies
+from roostd.sessions.erasure import Erasure
+from roostd.sessions.handover import Handover
+from roostd.sessions.live import LiveSession
+from roostd.sessions.local import Local
+from roostd.sessions.stream import Stream
+from roostd.sessions.takeover import Takeover
+from roostd.sessions.types import ANSWERS, Answer, Request, ServedBy
+
+log = logging.getLogger(__name__)
+
+HOPS_MAX = 3
+FORWARD_DEADLINE_MS = 5_000
+LOCATE_DEADLINE_MS = 2_000
+METHOD = "session.do"
+
+_READS = (types.Turns, types.Show)
+
+
+class Sessions:
+    """Opens, reads and commits sessions, here or where they live.
+
+    Every method raises the RoostErrors of CONTRACT: BadToken, NoSession, TurnConflict,
+    CallConflict, TooLarge, SessionUnavailable, Unavailable, UnknownOutcome, Full, Busy.
+    """
+
+    def __init__(self, context: Context, random_sid: Callable[[], str]) -> None:
+        self._context = context
+        self._random_sid = random_sid
+        self.stream = Stream(context)
+        self._local = Local(context, self.stream)
+        self._copies = Copies(context)
+        self.handover = Handover(context, self.stream)
+        self._takeover = Takeover(context, self.stream)
+        self._erasure = Erasure(context, self.stream, self._copies)
+        self._last_tick_ms = context.now_ms()
+        self._following: set[asyncio.Task[None]] = set()
+
+    # --- requests of faces ---
+
+    async def open(self, token: str | None, sid: str | None) -> types.Opened:
+        """A new session, or a fresh token for a known one."""
+        if token is None and sid is None:
+            live = self._local.create(self._random_sid())
+            await self._context.durable()
+            return self._local.opened(live, created=True)
+        if sid is not None:
+            check_sid(sid, BadRequest)
+        return cast("types.Opened", await self.do(types.Open(token=token, sid=sid)))
+
+    async def do(self, request: Request) -> Answer:
+        """Carry out one request wherever it has to be."""
+        return await self._dispatch(request, hops=0, origin=self._context.node)
+
+    async def turns(self, sid: str | None, token: str | None, last: int | None) -> types.TurnsRead:
+        """The messages of the newest `last` turns (None = all), with how stale they are."""
+        if last is not None and last < 0:
+            raise BadRequest(f"last counts turns; {last} is below 0")
+        request = types.Turns(sid=sid, token=token, last=last)
+        return cast("types.TurnsRead", await self.do(request))
+
+    async def commit(
+        self,
+        sid: str | None,
+        token: str | None,
+        *,
+        messages: list[bytes],
+        turn_id: str | None = None,
+        base: int | None = None,
+        put: dict[str, dict[str, bytes | None]] | None = None,
+        on_conflict: types.OnConflict = "reject",
+    ) -> types.Committed:
+        """One turn. Without a turn_id a retry by the caller commits another turn."""
+        size = sum(map(len, messages))
+        if size > self._context.limits.value_bytes_max:
+            raise TooLarge(
+                f"the messages of a turn have {size} bytes, over limits.value_max "
+                f"({self._context.limits.value_bytes_max}); split the turn"
+            )
+        request = types.Commit(
+            sid=sid,
+            token=token,
+            messages=messages,
+            turn_id=turn_id or self._random_sid(),
+            base=base,
+            put=put or {},
+            on_conflict=on_conflict,
+        )
+        return cast("types.Committed", await self.do(request))
+
+    async def call(
+        self,
+        sid: str | None,
+        token: str | None,
+        call: str,
+        *,
+        status: Literal["begun", "finished", "failed"],
+        tool: str | None = None,
+        args: bytes | None = None,
+        result: bytes | None = None,
+        retry: bool = False,
+    ) -> types.CallReply:
+        """One step of a tool call; `fresh` means that the caller is the first to begin it."""
+        request = types.CallStep(
+            sid=sid,
+            token=token,
+            call=call,
+            status=status,
+            tool=tool,
+            args=args,
+            result=result,
+            retry=retry,
+        )
+        return cast("types.CallReply", await self.do(request))
+
+    async def show(self, sid: str | None, token: str | None) -> types.SessionView:
+        """Fields, calls and reconciled branches of a session."""
+        return cast("types.SessionView", await self.do(types.Show(sid=sid, token=token)))
+
+    async def erase(self, sid: str | None, token: str | None) -> list[dict[str, Any]]:
+        """Erase a session everywhere; one receipt a node."""
+        request = types.EraseRequest(sid=sid, token=token)
+        return cast("types.Erased", await self.do(request)).receipts
+
+    async def fork(self, sid: str | None, token: str | None, at: int | None) -> types.Opened:
+        request = types.Fork(new_sid=self._random_sid(), sid=sid, token=token, at=at)
+        return cast("types.Opened", await self.do(request))
+
+    def list(self, after: str, limit: int) -> list[dict[str, Any]]:
+        """Sessions held here, in order of id."""
+        rows = []
+        for stored in self._context.table.heads(after, limit):
+            meta = self._context.meta(stored.sid) or stored
+            role = "home" if meta.home == self._context.node else "standby"
+            if meta.standby != self._context.node and role == "standby":
+                role = "former"
+            rows.append(
+                {
+                    "sid": meta.sid,
+                    "role": "erased" if meta.erased_ms else role if meta.held else "stub",
+                    "home": meta.home,
+                    "standby": meta.standby,
+                    "epoch": meta.epoch[0],
+                    "turn": meta.turn,
+                    "used_ms": meta.used_ms,
+                }
+            )
+        return rows
+
+    async def move(self, sid: str, node: str) -> types.Opened:
+        """Hand a session that is at home here over to `node`, with no stale turn."""
+        live = self._context.live(sid)
+        if live is None or live.meta.home != self._context.node:
+            meta = self._context.meta(sid)
+            where = f"its home is {meta.home}; ask there" if meta else "it is not known here"
+            raise NoSession(f"session {sid} is not at home on this node: {where}")
+        await self.handover.to(live, node)
+        return self._local.opened(live)
+
+    # --- requests of other nodes ---
+
+    def methods(self) -> dict[str, Callable[[str, dict[str, Any]], Any]]:
+        """Remote methods by name."""
+        return {
+            METHOD: self._remote_do,
+            "session.locate": self._remote_locate,
+            "session.copy": self._remote_copy,
+            "session.adopt": self.handover.remote_adopt,
+            "session.erase": self._remote_erase,
+            "session.ping": self._remote_ping,
+        }
+
+    async def _remote_do(self, peer: str, args: dict[str, Any]) -> Any:
+        try:
+            request = msgspec.convert(args["request"], Request)
+            hops, origin = int(args["hops"]), str(args["origin"])
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+            raise BadRequest(f"{peer} forwarded a malformed session request: {error}") from error
+        answer = await self._dispatch(request, hops=hops, origin=origin)
+        return msgspec.to_builtins(answer, builtin_types=(bytes,))
+
+    async def _remote_locate(self, peer: str, args: dict[str, Any]) -> Any:
+        meta = self._context.meta(str(args.get("sid", "")))
+        if meta is None or (not meta.held and not meta.erased_ms):
+            return None
+        return [list(meta.epoch), meta.standby, meta.erased_ms, meta.turn]
+
+    async def _remote_copy(self, peer: str, args: dict[str, Any]) -> Any:
+        live = self._context.live(str(args.get("sid", "")))
+        return None if live is None else self._copies.export(live)
+
+    async def _remote_erase(self, peer: str, args: dict[str, Any]) -> Any:
+        return await self._erasure.here(str(args["sid"]), int(args["at_ms"]))
+
+    async def _remote_ping(self, peer: str, args: dict[str, Any]) -> Any:
+        return True
+
+    # --- where a request goes ---
+
+    def _claims(self, request: Request) -> tuple[Claims | None, str]:
+        claims: Claims | None = None
+        if request.token is not None:
+            claims, _expired = self._context.keyring.verify(
+                request.token, self._context.now_ms() // 1000
+            )
+            if request.sid is not None and request.sid != claims.sid:
+                raise BadRequest(f"the token belongs to session {claims.sid}, not to {request.sid}")
+        sid = claims.sid if claims is not None else request.sid
+        if sid is None:
+            raise BadRequest("name a session: give its token or its sid")
+        return claims, sid
+
+    async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
+        context = self._context
+        claims, sid = self._claims(request)
+        meta = context.meta(sid)
+        if claims is not None and (meta is None or claims.epoch > meta.epoch):
+            meta = context.learn(sid, claims.epoch, claims.standby)
+        if meta is None:
+            meta = await self._locate(sid, request)
+            if meta is None:
+                live = self._local.create(sid)
+                await context.durable()
+                return self._local.opened(live, created=True)
+        context.check_lives(meta)
+        if meta.home == context.node:
+            live = context.live(sid)
+            if live is None:
+                return await self._lost(request, meta)
+            await self._takeover.confirm(live)
+            if live.meta.home == context.node:
+                served_by: ServedBy = "home" if hops == 0 else "forwarded"
+                return await self._at_home(live, request, claims, served_by, origin)
+        copy = self._read_copy(sid, request, claims)
+        if copy is not None:
+            return copy
+        return await self._forward(request, claims, context.meta(sid) or meta, hops, origin)
+
+    def _read_copy(self, sid: str, request: Request, claims: Claims | None) -> Answer | None:
+        """A read from a copy that provably has what the bearer saw: no round trip."""
+        if claims is None or not isinstance(request, _READS):
+            return None
+        live = self._context.live(sid) or self._copies.get(sid)
+        if live is None or self._local.stale_turns(live, claims):
+            return None
+        if claims.turn == 0 and live.meta.home != self._context.node and not live.meta.n:
+            return None
+        if isinstance(request, types.Turns):
+            return self._local.turns(live, request, claims, "replica")
+        return self._local.show(live, request, claims, "replica")
+
+    async def _at_home(
+        self,
+        live: LiveSession,
+        request: Request,
+        claims: Claims | None,
+        served_by: ServedBy,
+        origin: str,
+    ) -> Answer:
+        answer: Answer
+        match request:
+            case types.Open():
+                answer = self._local.opened(live)
+            case types.Turns():
+                answer = self._local.turns(live, request, claims, served_by)
+            case types.Show():
+                answer = self._local.show(live, request, claims, served_by)
+            case types.Commit():
+                async with live.lock:
+                    self._still_home(live)
+                    answer = await self._local.commit(live, request, claims, origin)
+                self._follow(live)
+            case types.CallStep():
+                async with live.lock:
+                    self._still_home(live)
+                    answer = await self._local.call(live, request)
+            case types.Fork():
+                answer = await self._local.fork(live, request)
+            case types.EraseRequest():
+                answer = types.Erased(await self._erasure.everywhere(live.meta.sid))
+        answer.served_by = served_by
+        await self._context.durable()
+        return answer
+
+    def _still_home(self, live: LiveSession) -> None:
+        if live.meta.home != self._context.node:
+            raise Unavailable(
+                f"session {live.meta.sid} has just moved to {live.meta.home}; try again",
+                retry_after_ms=50,
+            )
+
+    async def _locate(self, sid: str, request: Request) -> Meta | None:
+        """Ask all up neighbours for an unknown session; None = nobody has it and it may begin."""
+        context = self._context
+        nodes = [c.node for c in context.neighbours.candidates()]
+        answers = await asyncio.gather(
+            *(
+                context.neighbours.call(
+                    node, "session.locate", {"sid": sid}, deadline_ms=LOCATE_DEADLINE_MS
+                )
+                for node in nodes
+            ),
+            return_exceptions=True,
+        )
+        best: tuple[tuple[int, str], str | None, int] | None = None
+        silent: list[str] = []
+        for node, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, RoostError):
+                silent.append(node)
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer is not None:
+                found = ((int(answer[0][0]), str(answer[0][1])), answer[1], int(answer[2]))
+                if best is None or (found[2], found[0]) > (best[2], best[0]):
+                    best = found
+        if best is not None:
+            if best[2]:
+                raise NoSession(f"session {sid} was erased; open a new one")
+            return context.remember_stub(sid, best[0], best[1])
+        if silent:
+            raise Unavailable(
+                f"session {sid} is not known here and {', '.join(silent)} did not answer; "
+                "try again or give the session's token",
+                retry_after_ms=500,
+            )
+        if isinstance(request, types.Open):
+            return None
+        raise NoSession(f"no node knows session {sid}; open it first")
+
+    # --- home is elsewhere ---
+
+    async def _forward(
+        self, request: Request, claims: Claims | None, meta: Meta, hops: int, origin: str
+    ) -> Answer:
+        context = self._context
+        if hops >= HOPS_MAX:
+            raise Unavailable(
+                f"session {meta.sid} changes its home faster than it can be followed; try again",
+                retry_after_ms=200,
+            )
+        copy = context.live(meta.sid)
+        standby_here = meta.standby == context.node and copy is not None
+        try:
+            return await self._ask(
+                meta.home, request, meta, hops, origin, guard=standby_here or hops == 0
+            )
+        except (Unavailable, UnknownOutcome) as error:
+            home_error = error
+        if standby_here:
+            if await self._takeover.take_over(meta.sid):
+                live = context.live(meta.sid)
+                assert live is not None, "a session that was just taken over is held"
+                return await self._at_home(live, request, claims, "takeover", origin)
+            raise home_error
+        if meta.standby is not None and meta.standby not in (context.node, meta.home):
+            try:
+                return await self._ask(meta.standby, request, meta, hops, origin, guard=False)
+            except (Unavailable, UnknownOutcome) as error:
+                if not context.recreate_on_loss():
+                    raise SessionUnavailable(
+                        f"session {meta.sid}: home {meta.home} ({home_error.message}) and "
+                        f"standby {meta.standby} ({error.message}) are both out of reach; "
+                        "try again when one of them is back",
+                        retry_after_ms=2_000,
+                    ) from error
+        return await self._lost(request, meta)
+
+    async def _ask(
+        self, node: str, request: Request, meta: Meta, hops: int, origin: str, *, guard: bool
+    ) -> Answer:
+        """Forward to `node`; with `guard`, give up as soon as its link has fallen silent."""
+        context = self._context
+        args = {
+            "request": msgspec.to_builtins(request, builtin_types=(bytes,)),
+            "hops": hops + 1,
+            "origin": origin,
+        }
+        call = asyncio.ensure_future(
+            context.neighbours.call(node, METHOD, args, deadline_ms=FORWARD_DEADLINE_MS)
+        )
+        try:
+            while not call.done():
+                await asyncio.wait([call], timeout=0.1)
+                silent_ms = context.neighbours.silent_ms(node)
+                if guard and not call.done() and silent_ms >= context.takeover_after_ms:
+                    raise Unavailable(f"{node} has been silent for {min(silent_ms, 10**9)} ms")
+            raw = call.result()
+        finally:
+            call.cancel()
+        answer = cast("Answer", msgspec.convert(raw, ANSWERS[type(request)], strict=False))
+        self._learn_from(answer)
+        if answer.served_by == "home":
+            answer.served_by = "forwarded"
+        await self._copies.after_forward(request, answer, node)
+        return answer
+
+    def _learn_from(self, answer: Answer) -> None:
+        token = getattr(answer, "token", None)
+        if token:
+            claims, _ = self._context.keyring.verify(token, self._context.now_ms() // 1000)
+            self._context.learn(claims.sid, claims.epoch, claims.standby)
+
+    async def _lost(self, request: Request, meta: Meta) -> Answer:
+        """Home and standby are gone: an error, or a new empty session where the policy says so."""
+        if self._context.recreate_on_loss():
+            live = self._local.create(meta.sid, meta.epoch[0] + 1)
+            log.warning("session %s was lost with its home and is recreated empty", meta.sid)
+            return await self._at_home(live, request, None, "home", self._context.node)
+        raise SessionUnavailable(
+            f"session {meta.sid}: its home {meta.home} is out of reach and no standby holds a "
+            "copy; try again when it is back",
+            retry_after_ms=2_000,
+        )
+
+    # --- follow ---
+
+    def _follow(self, live: LiveSession) -> None:
+        node = live.follow.node
+        if not live.follow.due(self._context.follow_after_turns) or live.handing_over:
+            return
+        if not self.handover.allowed(live, node):
+            return
+        task = asyncio.create_task(self.handover.follow(live, node), name=f"follow to {node}")
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    # --- events ---
+
+    def tick(self) -> None:
+        """Called about four times a second."""
+        now_ms = self._context.now_ms()
+        if now_ms - self._last_tick_ms > self._context.takeover_after_ms:
+            self._context.generation += 1
+        self._last_tick_ms = now_ms
+        self.stream.tick()
+
+    def on_link_up(self, peer: str) -> None:
+        """A neighbour is back: offer it what it lacks, send it what it must merge."""
+        self.stream.sweep()
+
+    def counts(self) -> dict[str, int]:
+        """Sessions in memory by role."""
+        home = sum(live.meta.home == self._context.node for live in self._context.lives.values())
+        return {"home": home, "standby": len(self._context.lives) - home}
+
+    async def stop(self) -> None:
+        """End background work; sessions stay where they are."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        await self._takeover.stop()
+        await self.stream.stop()

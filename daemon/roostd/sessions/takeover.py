@@ -1,0 +1,102 @@
+"""Becoming home when home is silent, and making sure of still being home after a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from roost_crdt.errors import RoostError
+from roost_crdt.home import may_take_over
+from roostd.sessions.context import Context
+from roostd.sessions.live import LiveSession
+from roostd.sessions.stream import Stream
+
+log = logging.getLogger(__name__)
+
+PROBE_DEADLINE_MS = 500
+CONFIRM_DEADLINE_MS = 1_000
+
+
+class Takeover:
+    """One node's takeovers: at most one attempt at a time for a session."""
+
+    def __init__(self, context: Context, stream: Stream) -> None:
+        self._context = context
+        self._stream = stream
+        self._running: dict[str, asyncio.Task[bool]] = {}
+
+    async def take_over(self, sid: str) -> bool:
+        """Become home if the evidence allows it; one attempt at a time for a session."""
+        running = self._running.get(sid)
+        if running is None:
+            running = asyncio.ensure_future(self._try_take_over(sid))
+            self._running[sid] = running
+            running.add_done_callback(lambda _: self._running.pop(sid, None))
+        return await asyncio.shield(running)
+
+    async def _trytake_over(self, sid: str) -> bool:
+        context = self._context
+        meta = context.meta(sid)
+        assert meta is not None, "a takeover is of a session held here"
+        home = meta.home
+        wait_ms = context.takeover_after_ms - context.neighbours.silent_ms(home)
+        while wait_ms > 0:
+            await asyncio.sleep(wait_ms / 1000 + 0.01)
+            silent_ms = context.neighbours.silent_ms(home)
+            if silent_ms < context.takeover_after_ms and silent_ms < wait_ms:
+                return False  # home is heard again
+            wait_ms = context.takeover_after_ms - silent_ms
+        try:
+            await context.neighbours.call(home, "session.ping", {}, deadline_ms=PROBE_DEADLINE_MS)
+            return False
+        except RoostError as error:
+            log.info("probe of %s failed: %s", home, error.message)
+        live = context.live(sid)
+        if live is None or not may_take_over(
+            live.meta,
+            context.node,
+            home_silent_ms=context.neighbours.silent_ms(home),
+            takeover_after_ms=context.takeover_after_ms,
+            probe_failed=True,
+        ):
+            return live is not None and live.meta.home == context.node
+        live.enter_epoch(context.node, home, context.now_ms())
+        live.confirmed = context.generation
+        await context.durable()
+        log.warning(
+            "session %s: took over from %s, which is silent; epoch %d, turn %d",
+            sid,
+            home,
+            live.meta.epoch[0],
+            live.head_turn(),
+        )
+        self._stream.offer(live)
+        return True
+
+    async def confirm(self, live: LiveSession) -> None:
+        """After a start or a pause, ask the standby whether this node is still home."""
+        context, meta = self._context, live.meta
+        if live.confirmed == context.generation or meta.standby is None:
+            return
+        try:
+            found = await context.neighbours.call(
+                meta.standby,
+                "session.locate",
+                {"sid": meta.sid},
+                deadline_ms=CONFIRM_DEADLINE_MS,
+            )
+        except RoostError as error:
+            log.info("session %s: standby %s: %s", meta.sid, meta.standby, error.message)
+            return
+        if found is not None and (int(found[0][0]), str(found[0][1])) > live.meta.epoch:
+            context.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
+            self._stream.sweep()
+            return
+        live.confirmed = context.generation
+
+    async def stop(self) -> None:
+        """Give up attempts that are under way."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
