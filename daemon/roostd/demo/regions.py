@@ -1,0 +1,255 @@
+"""Real roostd processes on this machine, one a region, with a delay proxy on every link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roost_crdt.policy import DEFAULT_POLICIES
+from roostd.keyring import Keyring
+
+NAMES = ("eu", "us", "ap", "sa", "af", "me")
+ROUND_TRIPS_MS = {("ap", "eu"): 180, ("ap", "us"): 160, ("eu", "us"): 80}
+OTHER_ROUND_TRIP_MS = 200
+START_S = 15.0
+STOP_S = 5.0
+PR_SET_PDEATHSIG = 1
+
+EXTRA_POLICIES = """
+# For the comparison of the demo: the same conversation, kept where reads go through consensus.
+[conversation_by_consensus]
+readers = "cross-session"
+stale_read_cost = "incorrect"
+type = "register"
+"""
+
+
+def round_trip_ms(a: str, b: str) -> int:
+    """The simulated round trip between two regions."""
+    return ROUND_TRIPS_MS.get((min(a, b), max(a, b)), OTHER_ROUND_TRIP_MS)
+
+
+def die_with_parent() -> None:
+    """In the child: the kernel kills it when the demo is gone, however that went."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux: the demo's own clean-up serves
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@dataclass
+class Region:
+    """One region's daemon."""
+
+    name: str
+    folder: Path
+    resp: int
+    http: int
+    gossip: int
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def node(self) -> str:
+        return f"{self.name}-1"
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.resp}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+
+@dataclass
+class Regions:
+    """The whole set-up in one temporary folder; `close` leaves no process and no file."""
+
+    names: tuple[str, ...]
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="roost-demo-")))
+    regions: dict[str, Region] = field(default_factory=dict)
+    _proxy: asyncio.subprocess.Process | None = None
+    _links: list[tuple[int, int, float, str, str]] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Region:
+        return self.regions[name]
+
+    @property
+    def consensus_host(self) -> str:
+        return "ap" if "ap" in self.names else self.names[-1]
+
+    async def start(self) -> None:
+        """Write the configurations, start the proxy and all regions, wait until ready."""
+        pairs = [(a, b) for a in self.names for b in self.names if a != b]
+        ports = free_ports(3 * len(self.names) + len(pairs))
+        for name in self.names:
+            self.regions[name] = Region(name, self.folder / name, *(ports.pop() for _ in range(3)))
+        doors = {}
+        for a, b in pairs:
+            door = doors[a, b] = ports.pop()
+            target = self.regions[b].gossip
+            self._links.append((door, target, round_trip_ms(a, b) / 2, a, b))
+        for name in self.names:
+            self._configure(name, {b: doors[name, b] for b in self.names if b != name})
+        await self._start_proxy()
+        await asyncio.gather(*(self.launch(name) for name in self.names))
+
+    async def launch(self, name: str) -> None:
+        """Start one region's daemon and wait until it is ready. Raises RuntimeError."""
+        region = self.regions[name]
+        log = (region.folder / "roostd.log").open("ab")
+        try:
+            region.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "roostd.cli.roostd",
+                "--config",
+                str(region.folder / "roost.toml"),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment_is_clean(),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        finally:
+            log.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_S
+        while not await asyncio.to_thread(_ready, region.http_url):
+            if region.process.returncode is not None or loop.time() > deadline:
+                tail = (region.folder / "roostd.log").read_text(errors="replace")[-2_000:]
+                raise RuntimeError(f"roostd of {name} did not become ready:\n{tail}")
+            await asyncio.sleep(0.05)
+
+    async def kill(self, name: str) -> None:
+        """kill -9 one region's daemon."""
+        process = self.regions[name].process
+        assert process is not None, "only a region that was started is killed"
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def cut(self, name: str) -> None:
+        """Silence every link of a region."""
+        await self._command(f"cut {name}")
+
+    async def heal(self, name: str) -> None:
+        """Let the links of a region carry again."""
+        await self._command(f"heal {name}")
+
+    async def close(self) -> None:
+        """Stop every process and remove every file."""
+        processes = [r.process for r in self.regions.values() if r.process is not None]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        if self._proxy is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._proxy.kill()
+            processes.append(self._proxy)
+        for process in processes:
+            try:
+                await asyncio.wait_for(process.wait(), STOP_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- inside ---
+
+    async def _start_proxy(self) -> None:
+        self._proxy = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "roostd.demo.proxy",
+            json.dumps(self._links),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        assert self._proxy.stdout is not None
+        line = await asyncio.wait_for(self._proxy.stdout.readline(), START_S)
+        if line.strip() != b"ready":
+            raise RuntimeError("the delay proxy did not start")
+
+    async def _command(self, command: str) -> None:
+        assert self._proxy is not None
+        assert self._proxy.stdin is not None
+        assert self._proxy.stdout is not None
+        self._proxy.stdin.write(command.encode() + b"\n")
+        answer = await asyncio.wait_for(self._proxy.stdout.readline(), STOP_S)
+        assert answer.decode().strip() == command, f"the proxy answered {answer!r}"
+
+    def _configure(self, name: str, doors: dict[str, int]) -> None:
+        region = self.regions[name]
+        region.folder.mkdir()
+        keys = region.folder / "keys"
+        Keyring.generate(keys, f"{region.node}-{secrets.token_hex(4)}")
+        (region.folder / "policies.toml").write_text(DEFAULT_POLICIES + EXTRA_POLICIES)
+        neighbours = "".join(
+            f'[[neighbour]]\nid = "{self.regions[other].node}"\nurl = "ws://127.0.0.1:{door}"\n'
+            for other, door in doors.items()
+        )
+        host = self.consensus_host
+        endpoints = "[]" if name == host else f'["roost://{self.regions[host].node}"]'
+        (region.folder / "roost.toml").write_text(
+            f"""\
+[node]
+id = "{region.node}"
+region = "{name}"
+data = "data"
+cluster = "demo"
+[listen]
+unix = "roost.sock"
+resp = "127.0.0.1:{region.resp}"
+http = "127.0.0.1:{region.http}"
+gossip = "127.0.0.1:{region.gossip}"
+{neighbours}[gossip]
+insecure = true
+[token]
+keys = "keys/"
+[consensus]
+backend = "embedded"
+endpoints = {endpoints}
+[store]
+size_max = "256MiB"
+log_retention = "64MiB"
+[access]
+policies = "policies.toml"
+"""
+        )
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def environment_is_clean() -> dict[str, str]:
+    """The environment without ROOST_ variables, which would override the regions' files."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("ROOST_")}
