@@ -1,0 +1,121 @@
+"""The log's own thread: makes segments ahead, seals full ones, deletes old ones."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from roost_crdt import logformat
+from roost_crdt.errors import CorruptData
+from roost_crdt.logformat import Secret
+from roostd import segments
+from roostd.segments import Segment
+
+_RETRY_S = 0.25
+
+
+class Housekeeper:
+    """Keeps one spare segment ready and does the slow file work of the log.
+
+    `problem` says why there is no spare ("" while there is one or it is being made): a full
+    disk shows here, and it clears by itself when there is room. `upkeep_error` is the last
+    failure to seal or delete a segment, which costs time or room, never data.
+    """
+
+    def __init__(
+        self, directory: Path, segment_bytes: int, secret: Secret, spares: list[Segment]
+    ) -> None:
+        self.problem = ""
+        self.upkeep_error = ""
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._secret = secret
+        self._spares = spares
+        self._spare: Segment | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._wanted = 0
+        self._thread = threading.Thread(target=self._run, name="roost-log", daemon=True)
+
+    @property
+    def spare(self) -> Segment | None:
+        """The segment made ahead, if it is ready."""
+        return self._spare
+
+    def start(self, next_number: int) -> None:
+        self._wanted = next_number
+        for segment in self._spares:
+            if segment.number == next_number and segment.size >= self._segment_bytes:
+                self._spare = segment
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the jobs in hand and end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def take_spare(self) -> Segment:
+        """Use the spare; the next one is begun at once."""
+        segment = self._spare
+        assert segment is not None
+        self._spare = None
+        self._wanted = segment.number + 1
+        self._jobs.put(lambda: None)
+        return segment
+
+    def seal(self, segment: Segment, last_seq: int) -> None:
+        """Write the index behind a full segment."""
+
+        def job() -> None:
+            if segment.origins is not None and segment.complete:
+                segments.seal(segment, last_seq)
+
+        self._jobs.put(job)
+
+    def index_earlier(self, segment: Segment) -> None:
+        """Index the part of a segment that lies before what recovery scanned."""
+
+        def job() -> None:
+            segment.earlier = segments.index_of(
+                segment, logformat.SEGMENT_HEADER_BYTES, segment.indexed_from, self._secret
+            )
+
+        self._jobs.put(job)
+
+    def delete(self, segment: Segment) -> None:
+        def job() -> None:
+            segment.path.unlink(missing_ok=True)
+            segments.sync_directory(self._directory)
+
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            if self._spare is None:
+                self._make_spare()
+            try:
+                job = self._jobs.get(timeout=_RETRY_S if self._spare is None else None)
+            except queue.Empty:
+                continue
+            if job is None:
+                return
+            try:
+                job()
+            except (OSError, CorruptData) as exc:
+                # An index that could not be written is read from the groups instead; a file
+                # that could not be deleted is deleted at the next start.
+                self.upkeep_error = str(exc)
+
+    def _make_spare(self) -> None:
+        try:
+            self._spare = segments.create(self._directory, self._wanted, self._segment_bytes)
+        except OSError as exc:
+            room = os.statvfs(self._directory)
+            self.problem = (
+                f"no room for a log segment of {self._segment_bytes} bytes in "
+                f"{self._directory} ({room.f_bavail * room.f_frsize} bytes free): {exc.strerror}"
+            )
+        else:
+            self.problem = ""

@@ -1,0 +1,302 @@
+"""The log: what is acknowledged is here, durably, before anybody hears of it.
+
+One thread (the node's) appends and syncs: one write and one fdatasync a group, inline. A thread
+of the log's own makes segments ahead, seals and deletes old ones. The format and the decision
+about a broken tail are `roost_crdt.logformat`; this module makes the file calls.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from roost_crdt import logformat
+from roost_crdt.errors import Busy, Full, TooLarge
+from roost_crdt.logformat import Entry, OpenGroup, OriginIndex, Secret, SegmentHeader
+from roostd import segments
+from roostd.housekeeping import Housekeeper
+from roostd.logrecovery import Applied, Position, Recovered, recover
+from roostd.segments import Segment
+
+SEGMENT_BYTES_MAX = 64 * 1024 * 1024
+GROUP_BYTES = 4 * 1024 * 1024
+"""An open group that would grow beyond this is written first."""
+_RETRY_MS = 50
+
+
+class StoreFailed(Exception):
+    """The disk failed a write or an fdatasync: this process acknowledges nothing any more.
+
+    What it had not acknowledged has an unknown outcome; a restart recovers from the disk.
+    """
+
+
+class Log:
+    """An append-only sequence of entries, numbered from 1. One thread owns it.
+
+    `last_seq` is the newest appended entry, `durable_seq` the newest synced one; `head` is
+    (actor, hlc, chain) of the store's own actor and goes into each group header.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int,
+        retention_bytes: int,
+        store_id: bytes,
+        secret: bytes,
+        applied: Applied,
+    ) -> None:
+        """Open and recover. Raises CorruptData where the log is damaged; see `recovered`."""
+        self.directory = directory
+        self.segment_bytes = segment_bytes
+        self.retention_bytes = retention_bytes
+        self.failed: StoreFailed | None = None
+        self._store_id = store_id
+        self._secret_raw = secret
+        self._secret = Secret.from_bytes(secret)
+        directory.mkdir(mode=0o750, exist_ok=True)
+        self.recovered: Recovered = recover(directory, applied, store_id, self._secret)
+        self.head = self.recovered.head
+        self.last_seq = self.durable_seq = self.recovered.last_seq
+        self._applied_seq = applied.seq
+        self._group = OpenGroup()
+        self._spans: dict[int, tuple[int, int]] = {}
+        self._segments = self.recovered.used
+        self._housekeeper = Housekeeper(
+            directory, segment_bytes, self._secret, self.recovered.spares
+        )
+        if not self._segments:
+            self._segments.append(self._first_segment())
+        self._active = self._segments[-1]
+        self._begun = self.last_seq > 0
+        """Whether the active segment has its header on disk."""
+        self._fd = os.open(self._active.path, os.O_RDWR | os.O_CLOEXEC)
+        self._housekeeper.start(self._active.number + 1)
+        if not self._active.complete:
+            self._housekeeper.index_earlier(self._active)
+        self._room = 0
+        self._measure()
+
+    def _first_segment(self) -> Segment:
+        """A log without entries: its first segment, made now or by an earlier start."""
+        spares = self.recovered.spares
+        if spares and spares[0].size >= self.segment_bytes:
+            segment = spares.pop(0)
+        else:
+            segment = segments.create(self.directory, 1, self.segment_bytes)
+        segment.first_seq, segment.origins = 1, OriginIndex()
+        return segment
+
+    def close(self) -> None:
+        """End the thread, close the file. What is not synced is dropped."""
+        self._housekeeper.stop()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # Writing
+
+    @property
+    def dirty(self) -> bool:
+        """Whether entries wait for `sync`."""
+        return self._group.count > 0
+
+    @property
+    def position(self) -> Position:
+        """Where the entry after `durable_seq` will begin."""
+        return Position(self._active.number, self._active.end)
+
+    @property
+    def problem(self) -> str:
+        """Why the next segment cannot be made; "" if all is well."""
+        return self._housekeeper.problem
+
+    def bytes_used(self) -> int:
+        """Bytes of the log's files, the segment made ahead included."""
+        spare = self._housekeeper.spare
+        return sum(s.size for s in self._segments) + (spare.size if spare else 0)
+
+    def append(self, kind: int, raw: bytes, origin: int = 0, hlc: int = 0) -> int:
+        """Put an entry into the open group and return its seq. `origin`, `hlc`: of a RECORD.
+
+        Nothing is durable before `sync`. Raises TooLarge (over a segment), Full (no room for
+        the next segment), Busy (it is still being made), StoreFailed; then nothing changed.
+        """
+        group = self._group
+        size = logformat.ENTRY_HEADER_BYTES + len(raw)
+        if group.bytes + size > self._room:
+            self._make_room(size)
+            group = self._group
+        group.append(kind, raw)
+        self.last_seq += 1
+        if origin:
+            first = self._spans.get(origin)
+            self._spans[origin] = (first[0] if first else hlc, hlc)
+        return self.last_seq
+
+    def pending(self, origin: int) -> bool:
+        """Whether the open group holds records of `origin`."""
+        return origin in self._spans
+
+    def sync(self) -> None:
+        """Write the open group and make it durable. StoreFailed is final."""
+        if self.failed is not None:
+            raise self.failed
+        group = self._group
+        if not group.count:
+            return
+        seq = self.durable_seq + 1
+        data = group.encode(self._secret, seq, self.durable_seq, *self.head)
+        if self._begun and self._active.end + len(data) > self._active.size:
+            self._rotate(seq)
+        active, offset = self._active, self._active.end
+        if not self._begun:
+            header = SegmentHeader(active.number, seq, self._store_id, self._secret_raw)
+            raw, at = logformat.encode_segment_header(header) + data, 0
+        else:
+            raw, at = data, offset
+        try:
+            written = os.pwrite(self._fd, raw, at)
+            if written != len(raw):
+                raise OSError(f"short write, {written} of {len(raw)} bytes")
+            os.fdatasync(self._fd)
+        except OSError as exc:
+            self.failed = StoreFailed(
+                f"{active.path}: {exc}; nothing is acknowledged any more. Restart: the log is "
+                "recovered from the disk"
+            )
+            raise self.failed from exc
+        self._begun = True
+        active.end = offset + len(data)
+        self.durable_seq = self.last_seq
+        assert active.origins is not None
+        for origin, (first, last) in self._spans.items():
+            active.origins.note(origin, first, offset)
+            active.origins.last[origin] = last
+        self._spans.clear()
+        self._group = OpenGroup()
+        self._measure()
+
+    def _measure(self) -> None:
+        """How large the open group may grow in the active segment."""
+        self._room = min(self._active.size - self._active.end, GROUP_BYTES)
+
+    def _make_room(self, size: int) -> None:
+        """Make `_room` hold the open group and `size` bytes more, or refuse."""
+        if self.failed is not None:
+            raise self.failed
+        need = logformat.GROUP_HEADER_BYTES + size
+        capacity = self.segment_bytes - logformat.SEGMENT_HEADER_BYTES
+        if need > capacity:
+            raise TooLarge(
+                f"{size} bytes do not fit into a log segment of {self.segment_bytes} bytes "
+                "(the smaller of 64 MiB and store.size_max / 16)"
+            )
+        if self._group.count:
+            if max(need, self._group.bytes + size) <= self._room:
+                return
+            self.sync()
+        if need <= self._active.size - self._active.end:
+            self._room = max(self._room, need)
+            return
+        if self._housekeeper.spare is None:
+            problem = self._housekeeper.problem
+            if problem:
+                raise Full(f"{problem}; reads go on, writes come back when there is room")
+            raise Busy("the next log segment is still being made", retry_after_ms=_RETRY_MS)
+        # The group will begin a segment of its own.
+        self._room = max(min(capacity, GROUP_BYTES), need)
+
+    def _rotate(self, first_seq: int) -> None:
+        """Go on in the segment that was made ahead; the group in hand decided that it is there."""
+        old = self._active
+        segment = self._housekeeper.take_spare()
+        segment.first_seq, segment.origins = first_seq, OriginIndex()
+        fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd, self._begun, self._active = fd, False, segment
+        self._segments.append(segment)
+        self._index(old, wait=False)
+        self._housekeeper.seal(old, first_seq - 1)
+        self.trim(self._applied_seq)
+
+    def trim(self, applied_seq: int) -> None:
+        """Delete the oldest segments beyond `retention_bytes`, applied ones only."""
+        self._applied_seq = applied_seq
+        kept = sum(segment.size for segment in self._segments)
+        while len(self._segments) > 1 and kept > self.retention_bytes:
+            oldest, following = self._segments[0], self._segments[1]
+            if following.first_seq - 1 > applied_seq:
+                return
+            kept -= oldest.size
+            del self._segments[0]
+            self._housekeeper.delete(oldest)
+
+    # Reading
+
+    def replay(self, above_seq: int) -> Iterator[Entry]:
+        """The entries above `above_seq`, from the segment that recovery began with."""
+        for segment in self._segments[self.recovered.first_replayed :]:
+            start = segment.indexed_from
+            for data, group, _ in segments.groups(segment, start, segment.end, self._secret):
+                if group.last_seq > above_seq:
+                    yield from (e for e in logformat.entries(data, group) if e.seq > above_seq)
+
+    def first_seq(self) -> int:
+        """The oldest entry that is retained."""
+        return self._segments[0].first_seq
+
+    def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes]:
+        """Durable records of `origin` above `hlc`, contiguous (each extends the one before, the
+        first extends `hlc`), up to `bytes_max` but at least one. Empty: none that continues."""
+        found: list[bytes] = []
+        size = 0
+        for segment in self._segments:
+            offset = self._index(segment).seek(origin, hlc)
+            if offset is None:
+                continue
+            for data, group, _ in segments.groups(segment, offset, segment.end, self._secret):
+                for entry in logformat.entries(data, group):
+                    if entry.kind != logformat.KIND_RECORD:
+                        continue
+                    actor, entry_hlc, prev_hlc = logformat.record_span(entry.raw)
+                    if actor != origin or entry_hlc <= hlc:
+                        continue
+                    if prev_hlc > hlc or (found and size + len(entry.raw) > bytes_max):
+                        return found
+                    found.append(entry.raw)
+                    size += len(entry.raw)
+                    hlc = entry_hlc
+        return found
+
+    def chain_at(self, actor: int, hlc: int) -> bytes | None:
+        """The chain of the own `actor` once it had written `hlc`, if a group ended there."""
+        if self.head[:2] == (actor, hlc):
+            return self.head[2]
+        for segment in self._segments:
+            offset = self._index(segment).seek(actor, hlc - 1)
+            if offset is None:
+                continue
+            for _, group, _ in segments.groups(segment, offset, segment.end, self._secret):
+                if group.actor == actor and group.hlc >= hlc:
+                    return group.chain if group.hlc == hlc else None
+        return None
+
+    def _index(self, segment: Segment, wait: bool = True) -> OriginIndex:
+        """The origin index of a segment, made complete first (`wait`: read it now if needed)."""
+        if segment.origins is None:
+            segment.origins = segments.load_index(segment, self._secret)
+            segment.indexed_from = logformat.SEGMENT_HEADER_BYTES
+        elif not segment.complete:
+            if segment.earlier is None and wait:
+                segment.earlier = segments.index_of(
+                    segment, logformat.SEGMENT_HEADER_BYTES, segment.indexed_from, self._secret
+                )
+            if segment.earlier is not None:
+                segment.earlier.extend(segment.origins)
+                segment.origins, segment.earlier = segment.earlier, None
+                segment.indexed_from = logformat.SEGMENT_HEADER_BYTES
+        return segment.origins
