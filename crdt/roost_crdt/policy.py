@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_POLICIES",
     "EVENTUALLY_GLOBAL",
     "LINEARIZABLE",
+    "POLICY_FIELDS",
     "SESSION_LOCAL",
     "TYPES",
     "Policy",
@@ -65,7 +66,7 @@ REGIONS_MAX: Final = 100
 LIMIT_MAX: Final = (1 << 63) - 1
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_FIELDS = (
+POLICY_FIELDS: Final = (
     "consistency",
     "durability",
     "fields",
@@ -308,8 +309,8 @@ class _Reader:
                 "letters, digits, _ . -",
             )
         for key in table:
-            if key not in _FIELDS:
-                raise source.unknown_key((name, key), _FIELDS)
+            if key not in POLICY_FIELDS:
+                raise source.unknown_key((name, key), POLICY_FIELDS)
         self.table: dict[str, Any] = table
 
     def error(self, field: str, message: str) -> ConfigError:

@@ -24,7 +24,7 @@ from roost_crdt.policy import DEFAULT_POLICIES, PolicyTable
 from roost_crdt.tomlsource import Path as TomlPath
 from roost_crdt.tomlsource import TomlSource, nearest
 from roostd.configchecks import Checks
-from roostd.configfiles import read_text, refuse_readable_secret
+from roostd.configfiles import read_text
 from roostd.credentials import Credentials
 from roostd.settings import (
     NEIGHBOURS_MAX,
@@ -54,7 +54,6 @@ __all__ = [
     "load",
     "load_credentials",
     "load_policies",
-    "refuse_readable_secret",
 ]
 
 

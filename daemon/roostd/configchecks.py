@@ -1,4 +1,4 @@
-"""What no single value of roost.toml shows: how the values fit together, and whether they are safe."""
+"""How the values of roost.toml fit together, and whether they are safe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from roost_crdt.tomlsource import Path as TomlPath
 from roost_crdt.tomlsource import TomlSource, nearest
-from roostd.configfiles import refuse_readable_secret
+from roostd.configfiles import secret_fault
 from roostd.settings import Address, is_loopback
 
 if TYPE_CHECKING:
@@ -167,8 +167,7 @@ class Checks:
             (("consensus", "password_file"), consensus.password_file),
         ):
             if file is not None:
-                self.readable(path, file)
-                refuse_readable_secret(file)
+                self.secret(path, file)
         for path, file in (
             (("gossip", "cert"), gossip.cert),
             (("gossip", "ca"), gossip.ca),
@@ -180,7 +179,12 @@ class Checks:
             if file is not None:
                 self.readable(path, file)
         for signing_key in sorted(self.config.token.keys.glob("*.pem")):
-            refuse_readable_secret(signing_key)
+            self.secret(("token", "keys"), signing_key)
+
+    def secret(self, path: TomlPath, file: Path) -> None:
+        fault = secret_fault(file)
+        if fault is not None:
+            self.refuse(path, fault)
 
     def readable(self, path: TomlPath, file: Path) -> None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from roost_crdt.errors import ConfigError
 
-__all__ = ["read_text", "refuse_readable_secret"]
+__all__ = ["read_text", "secret_fault"]
 
 
 def read_text(path: Path, hint: str = "") -> str:
@@ -21,16 +21,16 @@ def read_text(path: Path, hint: str = "") -> str:
         raise ConfigError(f"is not UTF-8 at byte {error.start}", file=str(path)) from None
 
 
-def refuse_readable_secret(path: Path) -> None:
-    """Raise ConfigError if `path` cannot be read here, or can be read by everybody."""
+def secret_fault(path: Path) -> str | None:
+    """What is wrong with a file that holds a secret: unreadable here, or open to everybody."""
     try:
         with path.open("rb"):
             mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from None
+        return f"{path} cannot be read: {error.strerror}"
     if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigError(
-            f"is a secret that everybody on this machine can read (mode {stat.S_IMODE(mode):04o}); "
-            f"chmod 600 {path}",
-            file=str(path),
+        return (
+            f"{path} is a secret that everybody on this machine can read "
+            f"(mode {stat.S_IMODE(mode):04o}); chmod 600 {path}"
         )
+    return None
