@@ -1,0 +1,78 @@
+"""One turn of the event loop is one group of the log.
+
+What is written in a turn is appended to the open group; at the end of the turn one fdatasync makes
+it durable, then every held answer and frame is released together. Nothing that a crash could take
+back is ever shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from roostd.store import Store, StoreFailed
+
+log = logging.getLogger(__name__)
+
+
+class Groups:
+    """Flushes the store once a loop turn, and holds what waits for it."""
+
+    def __init__(self, store: Store, on_failed: Callable[[BaseException], None]) -> None:
+        self._store = store
+        self._on_failed = on_failed
+        self._waiting: list[Callable[[], None]] = []
+        self._after: list[Callable[[], None]] = []
+        self._future: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        store.schedule = self._schedule
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is written that is not durable yet."""
+        return self._store.dirty
+
+    def after_each(self, callback: Callable[[], None]) -> None:
+        """Call back after every group, when it is durable: frames leave here."""
+        self._after.append(callback)
+
+    def on_durable(self, callback: Callable[[], None]) -> None:
+        """Call back once when all that is written so far is durable; at once if it is."""
+        if self._store.dirty:
+            self._waiting.append(callback)
+        else:
+            callback()
+
+    async def durable(self) -> None:
+        """Return when all that is written so far is durable. Raises UnknownOutcome if it failed."""
+        if not self._store.dirty:
+            return
+        if self._future is None:
+            self._future = self._loop.create_future()
+        await asyncio.shield(self._future)
+
+    def flush(self) -> None:
+        """Make the open group durable and release what waits for it."""
+        if not self._store.dirty:
+            return
+        try:
+            self._store.flush()
+        except StoreFailed as error:
+            self._waiting.clear()  # nothing of this group is ever acknowledged
+            if self._future is not None:
+                self._future.set_exception(error)
+                self._future = None
+            self._on_failed(error)
+            return
+        waiting, self._waiting = self._waiting, []
+        future, self._future = self._future, None
+        for callback in waiting:
+            callback()
+        if future is not None and not future.done():
+            future.set_result(None)
+        for callback in self._after:
+            callback()
+
+    def _schedule(self) -> None:
+        self._loop.call_soon(self.flush)
