@@ -45,7 +45,7 @@ FORWARD_DEADLINE_MS = 5_000
 LOCATE_DEADLINE_MS = 2_000
 METHOD = "session.do"
 
-_READS = (types.Turns, types.Show)
+_READS = (types.Open, types.Turns, types.Show)
 
 
 class Sessions:
@@ -276,6 +276,10 @@ class Sessions:
             return None
         if claims.turn == 0 and live.meta.home != self._context.node and not live.meta.n:
             return None
+        if isinstance(request, types.Open):
+            opened = self._local.opened(live)
+            opened.served_by = "replica"
+            return opened
         if isinstance(request, types.Turns):
             return self._local.turns(live, request, claims, "replica")
         return self._local.show(live, request, claims, "replica")
