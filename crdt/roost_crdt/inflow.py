@@ -1,0 +1,315 @@
+"""The receiving half of a replica: what is taken, what is lacking, whom to ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from . import frames as f
+from .errors import CorruptData, PeerError
+from .hlc import hlc_ms
+from .neighbourhood import NO_WAKE_MS, Neighbourhood
+from .outflow import Outflow
+from .peer import Peer, SnapshotIn
+from .record import Record, RowOp, decode_record
+from .rows import decode_row, row_hlc
+from .rows.layout import split_row_key
+
+REFUSED_PAUSE_MS = 2_000
+"""How long nothing is taken after the store refused a write."""
+SNAPSHOT_STALL_MS = 5_000
+WANT_DEFER_MS = 5_000
+"""An asked peer that is busy delivering other origins is given this long before another is."""
+
+
+@dataclass(slots=True)
+class Lack:
+    """An origin that some peer has shown to hold further than this node does."""
+
+    since_ms: int
+    asked: str = ""
+    asked_ms: int = 0
+
+
+def _row_hlc(op: RowOp) -> int:
+    """The highest stamp in a row; CorruptData if it is not a row."""
+    part = split_row_key(op.row_key)[1]
+    return row_hlc(op.type, part, decode_row(op.type, part, op.body))
+
+
+class Inflow:
+    """Takes records that extend the version vector; asks for those that do not come."""
+
+    def __init__(self, near: Neighbourhood, outflow: Outflow) -> None:
+        self._near = near
+        self._outflow = outflow
+        self._source: dict[int, str] = {}
+        """The peer that brings an origin; a duplicate from another is pruned."""
+        self._lack: dict[int, Lack] = {}
+        self._snapshots = 0
+        self._complete_ms = 0
+        self._paused_until_ms = 0
+
+    def lag_ms(self, now_ms: int) -> int:
+        """Now minus the last moment at which this node held all that its neighbours reported."""
+        return max(0, now_ms - self._complete_ms) if self._lack else 0
+
+    def peer_lag_ms(self, peer: Peer, now_ms: int) -> int:
+        return max(0, now_ms - peer.complete_ms) if self._behind(peer) else 0
+
+    def _behind(self, peer: Peer) -> bool:
+        vv = self._near.vv
+        return any(peer.held.get(origin, 0) > vv.get(origin, 0) for origin in self._lack)
+
+    # -- links
+
+    def link_up(self, peer: Peer, now_ms: int) -> None:
+        self._source[peer.greeting.actor] = peer.node
+        if not any(self._near.vv.values()) and any(peer.greeting.gc_floor.values()):
+            self._ask_snapshot(peer, now_ms)
+        for origin, hlc in peer.greeting.vv.items():
+            self.shown(peer, origin, hlc, now_ms)
+            if origin in self._lack:
+                self._want(peer, origin, now_ms)
+
+    def link_down(self, peer: Peer) -> None:
+        for origin in [o for o, source in self._source.items() if source == peer.node]:
+            del self._source[origin]
+        for origin in list(self._lack):
+            self._settle(origin)
+
+    def refused(self, origin: int, held_hlc: int, now_ms: int) -> None:
+        self._near.retreat(origin, held_hlc)
+        self._paused_until_ms = now_ms + REFUSED_PAUSE_MS
+        for peer in self._near.peers.values():
+            peer.snapshot_in = None
+            if peer.held.get(origin, 0) > held_hlc and origin != self._near.actor:
+                self._lack.setdefault(origin, Lack(now_ms))
+
+    # -- what is lacking
+
+    def announced(self, peer: Peer, heads: Mapping[int, int], now_ms: int) -> None:
+        if len(peer.held.keys() | heads.keys()) > f.ORIGINS_MAX:
+            raise PeerError(f"{peer.node} announces more than {f.ORIGINS_MAX} actors")
+        for origin, hlc in heads.items():
+            self.shown(peer, origin, hlc, now_ms)
+
+    def shown(self, peer: Peer, origin: int, hlc: int, now_ms: int) -> None:
+        """The peer holds `origin` up to `hlc`."""
+        if origin == self._near.actor:
+            self._check_own(peer, hlc)
+        elif hlc > self._near.vv.get(origin, 0):
+            if not self._behind(peer):
+                peer.complete_ms = now_ms
+            if not self._lack:
+                self._complete_ms = now_ms
+            self._lack.setdefault(origin, Lack(now_ms))
+        peer.holds(origin, hlc)
+
+    def _check_own(self, peer: Peer, hlc: int) -> None:
+        if hlc > self._near.vv.get(self._near.actor, 0):
+            rollback = (peer.node, self._near.actor, hlc)
+            if rollback not in self._near.effects.rollbacks:
+                self._near.effects.rollbacks.append(rollback)
+            self._near.effects.cuts.append((peer.node, f"Rollback: it knows {hlc} of this actor"))
+
+    def _settle(self, origin: int) -> None:
+        """Forget a lack that is filled, or that nobody up can fill."""
+        have = self._near.vv.get(origin, 0)
+        if all(peer.held.get(origin, 0) <= have for peer in self._near.peers.values()):
+            self._lack.pop(origin, None)
+
+    def _progress(self, peer: Peer, origin: int, now_ms: int) -> None:
+        peer.progress_ms = now_ms
+        lack = self._lack.get(origin)
+        if lack is not None:
+            lack.since_ms = now_ms
+            self._settle(origin)
+
+    def _want(self, peer: Peer, origin: int, now_ms: int) -> None:
+        """Ask, unless that waits for the clock, a snapshot, or an answer already asked for."""
+        lack = self._lack[origin]
+        asked = self._near.peers.get(lack.asked)
+        if asked is not None and now_ms < lack.asked_ms + asked.want_after_ms():
+            return
+        if origin in peer.skew or now_ms < self._paused_until_ms or self._taking_snapshot():
+            return
+        lack.asked, lack.asked_ms = peer.node, now_ms
+        self._source[origin] = peer.node
+        self._near.emit(peer, f.Want(origin, self._near.vv.get(origin, 0)))
+
+    def _due_ms(self, origin: int, lack: Lack) -> int:
+        """When to ask (another) peer for an origin; NO_WAKE_MS if nobody can be asked."""
+        near = self._near
+        have = near.vv.get(origin, 0)
+        waits = [
+            peer.want_after_ms()
+            for peer in near.peers.values()
+            if peer.held.get(origin, 0) > have and origin not in peer.skew
+        ]
+        if not waits:
+            return NO_WAKE_MS
+        asked = near.peers.get(lack.asked)
+        if asked is None:
+            return max(int(lack.since_ms + min(waits)), self._paused_until_ms)
+        wait_ms = asked.want_after_ms()
+        first_ms = max(lack.since_ms, lack.asked_ms)
+        busy_ms = min(max(first_ms, asked.progress_ms), first_ms + WANT_DEFER_MS)
+        return max(int(busy_ms + wait_ms), self._paused_until_ms)
+
+    def _ask_next(self, origin: int, lack: Lack, now_ms: int) -> None:
+        """The peer after the one asked last, the quickest first."""
+        have = self._near.vv.get(origin, 0)
+        holders = sorted(
+            (
+                peer
+                for peer in self._near.peers.values()
+                if peer.held.get(origin, 0) > have and origin not in peer.skew
+            ),
+            key=lambda peer: (peer.want_after_ms(), peer.node),
+        )
+        nodes = [peer.node for peer in holders]
+        turn = nodes.index(lack.asked) + 1 if lack.asked in nodes else 0
+        lack.asked = ""
+        self._want(holders[turn % len(holders)], origin, now_ms)
+
+    # -- records
+
+    def records(self, peer: Peer, raws: Sequence[bytes], now_ms: int) -> None:
+        """PeerError before anything is taken if one of them cannot be."""
+        try:
+            records = [decode_record(raw) for raw in raws]
+        except CorruptData as error:
+            raise PeerError(f"{peer.node} sent a record that cannot be read: {error}") from error
+        if any(record.actor == self._near.actor for record in records):
+            raise PeerError(f"{peer.node} sent a record of this node's own actor")
+        duplicated: set[int] = set()
+        for raw, record in zip(raws, records, strict=True):
+            if record.hlc <= self._near.vv.get(record.actor, 0):
+                peer.duplicates += 1
+                peer.holds(record.actor, record.hlc)
+                duplicated.add(record.actor)
+            else:
+                self._record(peer, raw, record, now_ms)
+        for origin in sorted(duplicated):
+            source = self._source.setdefault(origin, peer.node)
+            if source != peer.node and source in self._near.peers:
+                self._near.emit(peer, f.Prune(origin))
+
+    def _record(self, peer: Peer, raw: bytes, record: Record, now_ms: int) -> None:
+        near, origin = self._near, record.actor
+        ahead_ms = hlc_ms(record.hlc) - (now_ms + near.wall_ahead_ms)
+        if ahead_ms > near.limits.clock_offset_max_ms:
+            if origin not in peer.skew:
+                near.emit(peer, f.Prune(origin))
+            peer.skew.setdefault(origin, hlc_ms(record.hlc) - near.limits.clock_offset_max_ms)
+            self.shown(peer, origin, record.hlc, now_ms)
+        elif record.prev_hlc > near.vv.get(origin, 0):
+            self.shown(peer, origin, record.hlc, now_ms)
+            self._want(peer, origin, now_ms)
+        elif now_ms < self._paused_until_ms:
+            self.shown(peer, origin, record.hlc, now_ms)
+        else:
+            near.advance(origin, record.hlc)
+            near.effects.writes.append((raw, record))
+            peer.received += 1
+            peer.holds(origin, record.hlc)
+            self._source.setdefault(origin, peer.node)
+            self._progress(peer, origin, now_ms)
+            self._outflow.forward(raw, record, peer)
+
+    # -- snapshots
+
+    def _taking_snapshot(self) -> bool:
+        return any(peer.snapshot_in is not None for peer in self._near.peers.values())
+
+    def offered(self, peer: Peer, origin: int, now_ms: int) -> None:
+        if origin in self._lack and not self._taking_snapshot():
+            self._ask_snapshot(peer, now_ms)
+
+    def _ask_snapshot(self, peer: Peer, now_ms: int) -> None:
+        self._snapshots += 1
+        peer.snapshot_in = SnapshotIn(self._snapshots, now_ms)
+        self._near.emit(peer, f.SnapshotWant(self._snapshots))
+
+    def rows(
+        self, peer: Peer, snapshot_id: int, rows: Sequence[tuple[bytes, int, bytes]], now_ms: int
+    ) -> None:
+        if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
+            return
+        try:
+            ops = tuple(RowOp(*row) for row in rows)
+            hlc = max((_row_hlc(op) for op in ops), default=0)
+        except CorruptData as error:
+            raise PeerError(f"{peer.node} sent a row that cannot be read: {error}") from error
+        due_ms = hlc_ms(hlc) - self._near.limits.clock_offset_max_ms
+        if due_ms > now_ms + self._near.wall_ahead_ms:
+            self._delay_snapshot(peer, due_ms)
+            return
+        peer.snapshot_in.asked_ms = peer.progress_ms = now_ms
+        if ops:
+            self._near.effects.rows.append((ops, {}))
+
+    def _delay_snapshot(self, peer: Peer, due_ms: int) -> None:
+        """Rows from the future: the rest is ignored, and the scan asked for again in time."""
+        self._snapshots += 1
+        again_ms = due_ms - self._near.wall_ahead_ms
+        peer.snapshot_in = SnapshotIn(self._snapshots, again_ms - SNAPSHOT_STALL_MS)
+        peer.skew.setdefault(peer.greeting.actor, due_ms)
+
+    def rows_end(
+        self, peer: Peer, snapshot_id: int, vv: dict[int, int], now_ms: int
+    ) -> None:
+        """The rows taken since the snapshot was asked for cover `vv`."""
+        near = self._near
+        if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
+            return
+        peer.snapshot_in = None
+        covered: dict[int, int] = {}
+        for origin, hlc in vv.items():
+            self.shown(peer, origin, hlc, now_ms)
+            if origin != near.actor and hlc > near.vv.get(origin, 0):
+                near.advance(origin, hlc)
+                covered[origin] = hlc
+                self._progress(peer, origin, now_ms)
+                for other in near.peers.values():
+                    if other is not peer:
+                        other.announce.add(origin)
+        near.effects.rows.append(((), covered))
+
+    # -- time
+
+    def tick(self, now_ms: int) -> None:
+        """Ask again for what waited for the clock, and for what is overdue."""
+        near = self._near
+        wall_ms = now_ms + near.wall_ahead_ms
+        for peer in near.peers.values():
+            for origin in [o for o, due_ms in peer.skew.items() if wall_ms >= due_ms]:
+                del peer.skew[origin]
+                if origin in self._lack:
+                    self._lack[origin].asked = ""
+                    self._want(peer, origin, now_ms)
+            taking = peer.snapshot_in
+            if taking is not None and now_ms >= taking.asked_ms + SNAPSHOT_STALL_MS:
+                self._ask_snapshot(peer, now_ms)
+        if not self._taking_snapshot():
+            for origin, lack in self._lack.items():
+                if self._due_ms(origin, lack) <= now_ms:
+                    self._ask_next(origin, lack, now_ms)
+
+    def wake_ms(self) -> int:
+        """When `tick` has something to do."""
+        near = self._near
+        dues = [
+            due_ms - near.wall_ahead_ms
+            for peer in near.peers.values()
+            for due_ms in peer.skew.values()
+        ]
+        dues += [
+            peer.snapshot_in.asked_ms + SNAPSHOT_STALL_MS
+            for peer in near.peers.values()
+            if peer.snapshot_in is not None
+        ]
+        if not self._taking_snapshot():
+            dues += [self._due_ms(origin, lack) for origin, lack in self._lack.items()]
+        return min(dues, default=NO_WAKE_MS)

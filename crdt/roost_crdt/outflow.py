@@ -1,0 +1,156 @@
+"""The sending half of a replica: pushing, catching up from the log, announcing, snapshots out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import frames as f
+from .logformat import record_span
+from .neighbourhood import Neighbourhood
+from .peer import Peer, SnapshotOut
+from .record import Record, RowOp
+
+
+class Outflow:
+    """Sends each peer what it lacks, within its window."""
+
+    def __init__(self, near: Neighbourhood) -> None:
+        self._near = near
+
+    def forward(self, raw: bytes, record: Record, source: Peer | None) -> None:
+        """A record that was just taken or committed, to all peers but the one it came from."""
+        for peer in self._near.peers.values():
+            if peer is not source:
+                self._offer(peer, raw, record.actor, record.hlc)
+
+    def _offer(self, peer: Peer, raw: bytes, origin: int, hlc: int) -> None:
+        if peer.cursor.get(origin, 0) >= hlc:
+            return
+        if not self._near.eager(peer, origin):
+            peer.announce.add(origin)
+        elif peer.snapshot_out is not None or origin in peer.catch_up:
+            peer.waiting[origin] = peer.waiting.get(origin, 0) + 1
+            peer.announce.add(origin)
+        elif not peer.room(len(raw)):
+            peer.catch_up[origin] = None
+            peer.waiting[origin] = peer.waiting.get(origin, 0) + 1
+            peer.announce.add(origin)
+        else:
+            self._push(peer, raw)
+            peer.cursor[origin] = hlc
+
+    def _push(self, peer: Peer, raw: bytes) -> None:
+        size = len(raw) + f.RECORD_OVERHEAD_BYTES
+        assert len(raw) <= self._near.limits.body_bytes_max, "a record fits one frame"
+        if peer.batch and peer.batch_bytes + size > self._near.limits.frame_bytes:
+            self._close_batch(peer)
+        peer.batch.append(raw)
+        peer.batch_bytes += size
+
+    def _close_batch(self, peer: Peer) -> None:
+        if peer.batch:
+            batch, peer.batch, peer.batch_bytes = peer.batch, [], 0
+            self._near.emit(peer, f.Records(batch))
+
+    def serve(self) -> None:
+        """Close what is open and ask the log for what the windows have room for."""
+        near = self._near
+        for peer in near.peers.values():
+            self._close_batch(peer)
+            half = near.limits.window_bytes // 2
+            if peer.window_bytes > half:
+                continue
+            size_max = min(near.limits.frame_bytes, max(1, half))
+            out = peer.snapshot_out
+            if out is not None:
+                if not out.scanning:
+                    out.scanning = True
+                    near.effects.scans.append((peer.node, out.after, size_max))
+            elif peer.reading is None:
+                self._read_next(peer, size_max)
+
+    def _read_next(self, peer: Peer, size_max: int) -> None:
+        while peer.catch_up:
+            origin = next(iter(peer.catch_up))
+            after = peer.cursor.get(origin, 0)
+            if self._near.vv.get(origin, 0) > after:
+                peer.reading = (origin, after)
+                self._near.effects.reads.append((peer.node, origin, after, size_max))
+                return
+            del peer.catch_up[origin]
+            peer.waiting.pop(origin, None)
+
+    def wanted(self, peer: Peer, origin: int, after: int) -> None:
+        """The peer asks for an origin: it holds it up to `after`, whatever was sent before."""
+        peer.choice[origin] = True
+        peer.cursor[origin] = after
+        if self._near.vv.get(origin, 0) > after:
+            peer.catch_up[origin] = None
+
+    def pruned(self, peer: Peer, origin: int) -> None:
+        peer.choice[origin] = False
+        peer.catch_up.pop(origin, None)
+        peer.waiting.pop(origin, None)
+
+    def records_read(self, peer: Peer, origin: int, raws: Sequence[bytes] | None) -> None:
+        if peer.reading is None or peer.reading[0] != origin:
+            return
+        after, peer.reading = peer.reading[1], None
+        if peer.cursor.get(origin, 0) != after or origin not in peer.catch_up:
+            return
+        spans = [record_span(raw) for raw in raws or ()]
+        if not spans or spans[0][2] > after:
+            del peer.catch_up[origin]
+            self._near.emit(peer, f.SnapshotOffer(origin))
+            return
+        for raw, (_, hlc, _) in zip(raws or (), spans, strict=True):
+            self._push(peer, raw)
+            peer.cursor[origin] = hlc
+        if peer.cursor[origin] >= self._near.vv.get(origin, 0):
+            del peer.catch_up[origin]
+            peer.waiting.pop(origin, None)
+        else:
+            peer.waiting[origin] = max(0, peer.waiting.get(origin, 0) - len(spans))
+            peer.catch_up.move_to_end(origin)
+
+    def snapshot_wanted(self, peer: Peer, snapshot_id: int) -> None:
+        peer.snapshot_out = SnapshotOut(snapshot_id, dict(self._near.vv))
+
+    def rows_scanned(self, peer: Peer, after: bytes, rows: Sequence[RowOp]) -> None:
+        out = peer.snapshot_out
+        if out is None or not out.scanning or out.after != after:
+            return
+        out.scanning = False
+        if rows:
+            assert rows[-1].row_key > out.after, "scans go on after the last key"
+            out.after = rows[-1].row_key
+            self._near.emit(peer, f.SnapshotRows(out.id, [(*row,) for row in rows]))
+            return
+        peer.snapshot_out = None
+        self._near.emit(peer, f.SnapshotEnd(out.id, out.vv))
+        for origin, hlc in out.vv.items():
+            peer.cursor[origin] = max(hlc, peer.cursor.get(origin, 0))
+        peer.announce.update(self._near.vv)
+
+    def announce(self, peer: Peer, now_ms: int) -> None:
+        """IHAVE of what changed and the peer cannot know from what it was sent."""
+        if not peer.announce or peer.window_bytes >= self._near.limits.window_bytes:
+            return
+        heads = {
+            origin: self._near.vv[origin]
+            for origin in peer.announce
+            if origin in self._near.vv
+            and (
+                self._near.vv[origin] > peer.cursor.get(origin, 0) or origin in peer.catch_up
+            )
+        }
+        peer.announce.clear()
+        peer.announced_ms = now_ms
+        if heads:
+            self._near.emit(peer, f.IHave(heads))
+
+    def announce_all(self, peer: Peer) -> None:
+        """IHAVE of all that the peer has not shown to hold: something was lost on the way."""
+        heads = {o: hlc for o, hlc in self._near.vv.items() if hlc > peer.held.get(o, 0)}
+        if heads:
+            self._near.emit(peer, f.IHave(heads))

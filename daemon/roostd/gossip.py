@@ -1,0 +1,489 @@
+"""The sockets of replication: runs a `Replica` over websockets to the neighbours.
+
+This file knows frames as bytes only. It dials the configured neighbours, listens for the others,
+keeps one link a neighbour (of duelling dials the lower node id's stays), carries out the
+replica's effects in their order, and cuts what makes no progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from roost_crdt.errors import PeerError, RoostError
+from roost_crdt.frames import Greeting
+from roost_crdt.peer import LinkState, Mode
+from roost_crdt.record import Record, RowOp
+from roost_crdt.replica import Effects, Replica
+
+from . import wire
+from .wire import Tls, Wire
+
+__all__ = ["Events", "Gossip", "LinkStatus", "StoreHooks"]
+
+STEADY_MS = 30_000
+"""A link that lasted this long starts its next reconnect from the shortest delay."""
+STATUSES_MAX = 1_000
+
+_log = logging.getLogger("roostd.gossip")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHooks:
+    """What replication needs of the store, as plain callables of the loop's thread."""
+
+    accept: Callable[[bytes, Record], bool]
+    """Append a neighbour's record verbatim; False if it does not extend the vector."""
+    accept_rows: Callable[[Sequence[RowOp], Mapping[int, int]], object]
+    """Join snapshot rows; a vector that is not empty says what they cover by now."""
+    flush: Callable[[], object]
+    vv: Callable[[], Mapping[int, int]]
+    records_after: Callable[[int, int, int], Sequence[bytes] | None]
+    scan_rows: Callable[[bytes, int], Sequence[RowOp]]
+    """Rows after a row key, in key order, with everything flushed so far; empty at the end."""
+    digest: Callable[[], tuple[bytes, Mapping[int, int]] | None] = lambda: None
+    """The state's digest and the version vector that it was taken at."""
+    chain: Callable[[], tuple[int, bytes] | None] = lambda: None
+    """Own actor's newest durable (hlc, chain)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Whom gossip tells what. None of them may block."""
+
+    link_up: Callable[[str, Greeting], object] = lambda peer, greeting: None
+    link_down: Callable[[str], object] = lambda peer: None
+    session: Callable[[str, bytes], object] = lambda peer, payload: None
+    rollback: Callable[[str, int, int], object] = lambda peer, actor, hlc: None
+    """A neighbour knows more of this node's actor than it does: take a new actor."""
+    chain: Callable[[str, int, int, bytes], object] = lambda peer, actor, hlc, chain: None
+    """Keep durably: a neighbour's own actor, its hlc and chain, as that node told."""
+    head_of: Callable[[str], tuple[int, int, bytes] | None] = lambda peer: None
+    """What `chain` kept of that neighbour."""
+    check_greeting: Callable[[Greeting], object] = lambda greeting: None
+    """Raise PeerError to refuse a neighbour."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """A neighbour, linked or not. Times are ms; `last_heard_ms` is how long ago (None: never)."""
+
+    peer: str
+    region: str = ""
+    state: str = LinkState.DOWN.value
+    mode: str = Mode.PROBE.value
+    rtt_ms: float | None = None
+    lag_ms: int = 0
+    lag_records: int = 0
+    received: int = 0
+    duplicates: int = 0
+    last_error: str = ""
+    last_heard_ms: int | None = None
+    converged: bool = False
+    clock_offset_ms: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Link:
+    peer: str
+    wire: Wire
+    dialler: str
+    up_ms: int
+    queue: deque[bytes] = field(default_factory=deque)
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    writer: asyncio.Task[None] | None = None
+    sending: bool = False
+    buffered_bytes: int = 0
+    progress_ms: int = 0
+
+
+class Gossip:
+    """Links of one node. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        store: StoreHooks,
+        events: Events,
+        wall_ms: Callable[[], int],
+        listen: tuple[str, int] | None,
+        neighbours: Sequence[tuple[str, str]] = (),
+        tls: Tls | None = None,
+        rpc_handler: wire.Handler | None = None,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """`neighbours` are (id, url) to dial; `tls` None means plain websockets (insecure)."""
+        self.replica = replica
+        self._store = store
+        self._events = events
+        self._wall_ms = wall_ms
+        self._neighbours = dict(neighbours)
+        self._tls = tls
+        self._jitter = jitter
+        self._limits = replica.limits
+        self._links: dict[str, _Link] = {}
+        self._statuses: dict[str, LinkStatus] = {}
+        self._dials: list[asyncio.Task[None]] = []
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        handlers: dict[str, wire.Handler] = {wire.GOSSIP_PATH: self._accepted}
+        if rpc_handler is not None:
+            handlers[wire.RPC_PATH] = rpc_handler
+        self._listener = (
+            None if listen is None else wire.Listener(*listen, tls, self._limits, handlers)
+        )
+
+    @property
+    def port(self) -> int:
+        """The port listened on (asked for port 0, the one that the system chose)."""
+        return 0 if self._listener is None else self._listener.port
+
+    # -- life
+
+    async def start(self) -> None:
+        """OSError if the address cannot be bound. Neighbours are dialled in the background."""
+        if self._listener is not None:
+            await self._listener.start()
+        self._dials = [
+            asyncio.create_task(self._dial(peer, url), name=f"gossip-dial-{peer}")
+            for peer, url in self._neighbours.items()
+        ]
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for dial in self._dials:
+            dial.cancel()
+        await asyncio.gather(*self._dials, return_exceptions=True)
+        links = list(self._links.values())
+        for link in links:
+            self._lost(link, "this node stops")
+        await asyncio.gather(*(wire.end(link.wire, "stopping", code=1001) for link in links))
+        if self._listener is not None:
+            await self._listener.stop()
+
+    # -- what the node asks for
+
+    def committed(self, record: Record, raw: bytes) -> None:
+        """A record of this node entered its log; it is sent once it is durable."""
+        self.replica.committed(record, raw, self._now())
+        self._schedule()
+
+    def send_session(self, peer: str, payload: bytes) -> bool:
+        """Queue session bytes, behind a flush; False without a link or room in its window."""
+        sent = self.replica.send_session(peer, payload)
+        if sent:
+            self._schedule()
+        return sent
+
+    def new_actor(self, actor: int) -> None:
+        """The store has taken a new actor: all links are greeted anew."""
+        self.replica.new_actor(actor)
+        self._schedule()
+
+    def lag_ms(self) -> int:
+        return self.replica.lag_ms(self._now())
+
+    def up(self, peer: str) -> bool:
+        """Whether a link is up and not suspect."""
+        known = self.replica.peers.get(peer)
+        return known is not None and known.state(self._now()) is LinkState.UP
+
+    def converged(self) -> bool:
+        """Equal digests at equal version vectors on all links."""
+        return all(self.replica.converged(peer) for peer in self.replica.peers)
+
+    def routes(self, target: str) -> list[str]:
+        """Neighbours over which a node is reached, fewest hops first."""
+        return self.replica.routes(target)
+
+    def links(self) -> list[LinkStatus]:
+        """Every neighbour configured or seen, by id."""
+        peers = sorted(self._neighbours.keys() | self._statuses.keys() | self._links.keys())
+        return [self._status(peer) for peer in peers]
+
+    def _status(self, node: str) -> LinkStatus:
+        before = self._statuses.get(node, LinkStatus(node))
+        peer = self.replica.peers.get(node)
+        if peer is None:
+            return replace(before, mode=self.replica.mode(node).value)
+        now_ms = self._now()
+        return replace(
+            before,
+            region=peer.greeting.region,
+            state=peer.state(now_ms).value,
+            mode=peer.mode.value,
+            rtt_ms=peer.rtt_ms,
+            lag_ms=self.replica.peer_lag_ms(node, now_ms),
+            lag_records=peer.reported_waiting,
+            received=before.received + peer.received,
+            duplicates=before.duplicates + peer.duplicates,
+            last_heard_ms=max(0, now_ms - peer.heard_ms),
+            converged=self.replica.converged(node),
+            clock_offset_ms=peer.offset_ms,
+            warnings=peer.warnings,
+        )
+
+    # -- links
+
+    async def _dial(self, peer: str, url: str) -> None:
+        limits = self._limits
+        backoff_ms = 2 * limits.reconnect_min_ms
+        while True:
+            link = self._links.get(peer)
+            if link is not None:
+                await link.gone.wait()
+                if wire.boot_ms() - link.up_ms >= STEADY_MS:
+                    backoff_ms = 2 * limits.reconnect_min_ms
+            delay_ms = self._jitter(limits.reconnect_min_ms, backoff_ms)
+            if link is not None or peer in self._statuses:
+                await asyncio.sleep(delay_ms / 1000)
+                if peer in self._links:
+                    continue
+            backoff_ms = min(2 * backoff_ms, limits.reconnect_max_ms)
+            try:
+                await self._dial_once(peer, url)
+            except (OSError, TimeoutError, PeerError, WebSocketException) as error:
+                self._note(peer, f"{type(error).__name__}: {error}")
+
+    async def _dial_once(self, peer: str, url: str) -> None:
+        greeting = self.replica.greeting(self._events.head_of(peer))
+        connection, theirs = await wire.dial(
+            url,
+            wire.GOSSIP_PATH,
+            node=peer,
+            greeting=greeting,
+            tls=self._tls,
+            limits=self._limits,
+        )
+        try:
+            link = self._adopt(connection, theirs, self.replica.node)
+            if link is None:
+                await wire.end(connection, "another link stays")
+            else:
+                await self._read(link)
+        except PeerError as error:
+            await wire.refuse(connection, error)
+            raise
+        finally:
+            connection.transport.abort()
+
+    async def _accepted(self, connection: wire.Accepted, greeting: Greeting) -> None:
+        answer = self.replica.greeting(self._events.head_of(greeting.node))
+        link = self._adopt(connection, greeting, greeting.node, answer)
+        if link is None:
+            await wire.end(connection, "another link stays")
+            return
+        try:
+            await self._read(link)
+        finally:
+            connection.transport.abort()
+
+    def _adopt(
+        self, connection: Wire, greeting: Greeting, dialler: str, answer: bytes | None = None
+    ) -> _Link | None:
+        """The link that this connection becomes; None if the other of two duelling ones stays."""
+        peer, now_ms = greeting.node, self._now()
+        other = self._links.get(peer)
+        if other is not None:
+            if dialler not in (other.dialler, min(peer, self.replica.node)):
+                return None
+            self._lost(other, "replaced by a newer link")
+            other.wire.transport.abort()
+        try:
+            self._events.check_greeting(greeting)
+            self.replica.link_up(peer, greeting, now_ms)
+        except PeerError as error:
+            self._note(peer, str(error))
+            self._schedule()
+            raise
+        link = _Link(peer, connection, dialler, now_ms, progress_ms=now_ms)
+        if answer is not None:
+            link.queue.append(answer)
+        link.filled.set()
+        link.writer = asyncio.create_task(self._write(link), name=f"gossip-write-{peer}")
+        self._links[peer] = link
+        _log.info("link to %s is up", peer)
+        self._events.link_up(peer, greeting)
+        self.replica.tick(now_ms)
+        self._schedule()
+        return link
+
+    def _lost(self, link: _Link, reason: str) -> None:
+        """Forget the link, once; its connection is the caller's to end."""
+        if self._links.get(link.peer) is not link:
+            return
+        status = self._status(link.peer)
+        del self._links[link.peer]
+        self.replica.link_down(link.peer, self._now())
+        self._statuses[link.peer] = replace(
+            status, state=LinkState.DOWN.value, lag_records=0, converged=False
+        )
+        self._note(link.peer, reason)
+        if link.writer is not None:
+            link.writer.cancel()
+        link.gone.set()
+        _log.warning("link to %s is down: %s", link.peer, reason)
+        self._events.link_down(link.peer)
+        self._schedule()
+
+    def _note(self, peer: str, error: str) -> None:
+        if peer in self._statuses or len(self._statuses) < STATUSES_MAX:
+            before = self._statuses.get(peer, LinkStatus(peer))
+            self._statuses[peer] = replace(before, last_error=error)
+
+    # -- bytes
+
+    async def _read(self, link: _Link) -> None:
+        """Until the link ends. PeerError if the neighbour broke the protocol."""
+        try:
+            while True:
+                data = await link.wire.recv(decode=False)
+                if self._links.get(link.peer) is not link:
+                    return
+                self.replica.receive(link.peer, data, self._now())
+                self._schedule()
+        except ConnectionClosed as closed:
+            self._lost(link, f"closed: {closed}")
+        except PeerError as error:
+            self._lost(link, str(error))
+            raise
+        finally:
+            self._lost(link, "cut")
+
+    async def _write(self, link: _Link) -> None:
+        answer = link.queue[0] if link.queue else None
+        while True:
+            await link.filled.wait()
+            while link.queue:
+                data = link.queue.popleft()
+                link.sending, link.progress_ms = True, wire.boot_ms()
+                try:
+                    await link.wire.send(data)
+                except ConnectionClosed:
+                    return
+                link.sending, link.progress_ms = False, wire.boot_ms()
+                if data is not answer:
+                    self.replica.taken(link.peer, len(data))
+                    self._schedule()
+            link.filled.clear()
+
+    def _check_progress(self, link: _Link, now_ms: int) -> None:
+        """Abort a send that moved no byte for three heartbeats; keepalives cannot see it."""
+        buffered = link.wire.transport.get_write_buffer_size()
+        if not link.sending or buffered < link.buffered_bytes:
+            link.progress_ms = now_ms
+        link.buffered_bytes = buffered
+        deadline_ms = self._limits.heartbeat_ms * self._limits.down_missed
+        if now_ms - link.progress_ms >= deadline_ms:
+            self._cut(link, f"no byte taken for {now_ms - link.progress_ms} ms")
+
+    def _cut(self, link: _Link, reason: str) -> None:
+        self._lost(link, reason)
+        link.wire.transport.abort()
+
+    # -- the replica's effects
+
+    def _now(self) -> int:
+        now_ms = wire.boot_ms()
+        self.replica.wall_ahead_ms = self._wall_ms() - now_ms
+        return now_ms
+
+    def _schedule(self) -> None:
+        """One pump for all events of a turn of the loop."""
+        if not self._pumping and not self._stopping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self._stopping:
+            return
+        effects = self.replica.take_effects()
+        if self._write_all(effects):
+            self._send(effects.frames)
+        else:
+            for peer, data in effects.frames:
+                self.replica.taken(peer, len(data))
+            self._schedule()
+        self._answer(effects)
+        delay_s = max(1, effects.wake_at_ms - wire.boot_ms()) / 1000
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(delay_s, 60.0), self._tick)
+
+    def _tick(self) -> None:
+        now_ms = self._now()
+        for link in list(self._links.values()):
+            self.replica.heard(link.peer, link.wire.heard_ms)
+            self._check_progress(link, now_ms)
+        self.replica.chain = self._store.chain()
+        digest = self._store.digest()
+        if digest is not None:
+            self.replica.digested(*digest)
+        self.replica.tick(now_ms)
+        self._pump()
+
+    def _write_all(self, effects: Effects) -> bool:
+        """Append and flush; False if the store refused something, and nothing may be sent."""
+        refused: set[int] = set()
+        for ops, covered in effects.rows:
+            try:
+                self._store.accept_rows(ops, covered)
+            except RoostError as error:
+                _log.warning("rows of a snapshot refused: %s", error)
+                refused |= covered.keys() or {self.replica.actor}
+        for raw, record in effects.writes:
+            if record.actor in refused:
+                continue
+            try:
+                taken = self._store.accept(raw, record)
+            except RoostError as error:
+                _log.warning("record of actor %x refused: %s", record.actor, error)
+                taken = False
+            if not taken and self._store.vv().get(record.actor, 0) < record.hlc:
+                refused.add(record.actor)
+        for peer, actor, hlc, chain in effects.chains:
+            self._events.chain(peer, actor, hlc, chain)
+        for origin in refused:
+            self.replica.refused(origin, self._store.vv().get(origin, 0), self._now())
+        if effects.frames or effects.rows or effects.writes:
+            self._store.flush()
+        return not refused
+
+    def _send(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        for peer, data in frames:
+            link = self._links.get(peer)
+            if link is not None:
+                link.queue.append(data)
+                link.filled.set()
+
+    def _answer(self, effects: Effects) -> None:
+        for peer, origin, after, bytes_max in effects.reads:
+            raws = self._store.records_after(origin, after, bytes_max)
+            self.replica.records_read(peer, origin, raws, self._now())
+        for peer, row_key, bytes_max in effects.scans:
+            rows = self._store.scan_rows(row_key, bytes_max)
+            self.replica.rows_scanned(peer, row_key, rows, self._now())
+        if effects.reads or effects.scans:
+            self._schedule()
+        for peer, payload in effects.session:
+            self._events.session(peer, payload)
+        for peer, actor, hlc in effects.rollbacks:
+            self._events.rollback(peer, actor, hlc)
+        for peer, reason in effects.cuts:
+            link = self._links.get(peer)
+            if link is not None:
+                self._cut(link, reason)
