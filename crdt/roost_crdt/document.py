@@ -1,0 +1,434 @@
+"""One session's document: the only module that touches pycrdt.
+
+Two root maps of byte strings: `e` holds write-once entries, `f` holds fields that later epochs
+overwrite. Their meaning is `roost_crdt.fold`'s; here is what keeps foreign code out of trouble:
+
+- Every update is read (`roost_crdt.yupdate`) before pycrdt sees it. Whatever a session document
+  cannot hold, is not complete (Yjs would keep it invisibly and drop it on re-encoding) or deletes
+  a write-once entry is refused, and nothing has changed.
+- What pycrdt throws all the same, PanicException included (a BaseException), becomes CorruptData
+  and the document is dropped: `broken` is set, and its owner loads it again from stored updates.
+- A client id belongs to one actor, one session and one epoch number. The number is on top, so
+  that Yjs's own rule (the higher client id wins among concurrent writes) is "the higher epoch
+  wins"; where two homes have the same number, `Changes.repairs` names what Yjs got wrong.
+- An observer that is not removed keeps a whole document alive for ever (measured: 1.4 MB each),
+  hence `close` and `__del__`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, cast
+
+import pycrdt
+
+from roost_crdt.entries import check_entry, check_field, field_rank
+from roost_crdt.errors import CorruptData, TooLarge
+from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.yplaces import EntryRuns, FieldIndex, Runs, covers, runs_by_client
+from roost_crdt.yupdate import (
+    ENTRIES,
+    FIELDS,
+    Contents,
+    Item,
+    Overwrite,
+    read_state_vector,
+    read_update,
+)
+
+EPOCH_BITS = 19
+HASH_BITS = 34
+_MERGE_MAX = 64
+"""pycrdt merges in quadratic time (10,000 updates: 0.5 s), so larger numbers merge in steps."""
+
+
+def client_id(epoch_n: int, actor: int, sid: str) -> int:
+    """The Yjs client id of `actor` writing session `sid` under an epoch's number; 53 bits."""
+    assert 0 < epoch_n < 1 << EPOCH_BITS, f"epoch {epoch_n} does not fit a client id"
+    digest = hashlib.blake2b(actor.to_bytes(8, "big") + sid.encode(), digest_size=8).digest()
+    return epoch_n << HASH_BITS | int.from_bytes(digest, "big") >> (64 - HASH_BITS)
+
+
+class Changes(NamedTuple):
+    """What an update added: new entries, and fields with another value than before.
+
+    `repairs` are fields that concurrent homes of one epoch number wrote and that Yjs resolved by
+    client id instead of by `(n, node)`. Home writes them again (`write({}, repairs)`) in the step
+    that takes the update in, so that every document and every fold agree. `collisions` are keys
+    that two writers wrote differently: they share an identity (a clone, a rollback).
+    """
+
+    entries: dict[str, bytes]
+    fields: dict[str, bytes]
+    repairs: dict[str, bytes]
+    collisions: tuple[str, ...]
+
+
+class Document:
+    """A session document under one client id. Not for use by several threads at once."""
+
+    def __init__(self, client_id: int, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.client_id = client_id
+        self.size_bytes = 0
+        """About the size of `encode()`, never below it by more than a few bytes an update."""
+        self.broken = False
+        self._limits = limits
+        self._size_exact = True
+        self._clocks: dict[int, int] = {}
+        self._entry_keys: set[str] = set()
+        self._entry_runs = EntryRuns()
+        self._field_index = FieldIndex()
+        self._written: list[bytes] = []
+        self._subscription: pycrdt.Subscription | None = None
+        self._guard = _Guard(self)
+        with self._guard:
+            self._doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=client_id)
+            self._entries = self._doc.get(ENTRIES, type=pycrdt.Map)
+            self._fields = self._doc.get(FIELDS, type=pycrdt.Map)
+
+    @classmethod
+    def load(
+        cls, client_id: int, updates: Iterable[bytes], limits: Limits = DEFAULT_LIMITS
+    ) -> Document:
+        """From stored updates, oldest first. Raises CorruptData."""
+        document = cls(client_id, limits)
+        for update in updates:
+            document.apply(update)
+        return document
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the document's memory; it cannot be used any more."""
+        subscription, self._subscription = getattr(self, "_subscription", None), None
+        if subscription is not None:
+            with _Guard(None):
+                self._doc.unobserve(subscription)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def write(self, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> bytes:
+        """Add entries and put fields as one update; empty bytes if both are empty.
+
+        An entry that exists already must not be written again. Raises TooLarge before anything
+        changes (a summary or a fork makes room).
+        """
+        self._check_usable()
+        assert self._entry_keys.isdisjoint(entries), "an entry is written once"
+        added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
+        self._make_room(added + sum(map(len, entries)) + sum(map(len, fields)))
+        if not entries and not fields:
+            return b""
+        start = self._clocks.get(self.client_id, 0)
+        pairs = [*((self._entries, k, v) for k, v in entries.items())]
+        pairs += [(self._fields, k, v) for k, v in fields.items()]
+        with self._guard:
+            if len(pairs) <= self._limits.batch_ops_max:
+                update = self._transact(pairs)
+            else:
+                before = self._doc.get_state()
+                for at in range(0, len(pairs), self._limits.batch_ops_max):
+                    self._transact(pairs[at : at + self._limits.batch_ops_max])
+                update = self._doc.get_update(before)
+        self._clocks[self.client_id] = start + len(pairs)
+        self._entry_keys.update(entries)
+        self._entry_runs.add(self.client_id, start, start + len(entries))
+        for clock, key in enumerate(fields, start + len(entries)):
+            self._field_index.note(key, (self.client_id, clock))
+        self._grow(len(update))
+        return update
+
+    def _transact(self, pairs: Sequence[tuple[pycrdt.Map[bytes], str, bytes]]) -> bytes:
+        if self._subscription is None:
+            written = self._written  # not self: the observer must not keep this object alive
+            self._subscription = self._doc.observe(lambda event: written.append(event.update))
+        self._written.clear()
+        with self._doc.transaction():
+            for root, key, value in pairs:
+                root[key] = value
+        (update,) = self._written
+        self._written.clear()
+        return update
+
+    # --- taking updates in ----------------------------------------------------------------------
+
+    def apply(self, update: bytes, *, outside: bool = False) -> Changes:
+        """Take in an update of any size; what it holds already changes nothing.
+
+        `outside`: from another node, which may not write under this document's own client id.
+        Raises CorruptData for garbage, foreign shapes, gaps and deleted entries; the document is
+        unchanged then, unless it is `broken`.
+        """
+        self._check_usable()
+        contents, ends = self._read(update)
+        if outside and ends.get(self.client_id, 0) > self._clocks.get(self.client_id, 0):
+            raise CorruptData(
+                f"another node wrote under client id {self.client_id} of this document: "
+                "a store was cloned or rolled back"
+            )
+        if all(end <= self._clocks.get(client, 0) for client, end in ends.items()):
+            return Changes({}, {}, {}, ())
+        fresh = [
+            item
+            for item in contents.entries
+            if item.value is not None and item.clock >= self._clocks.get(item.client, 0)
+        ]
+        named, unresolved = self._field_index.resolve(contents)
+        self._check_roots(contents, unresolved)
+        self._check_leaves(contents, fresh)
+        deletes = runs_by_client(contents.deletes)
+        if self._clocks and self._doubtful(contents, deletes):
+            self._try_on_copy(update, fresh, ends)
+        if unresolved:
+            watched = set(self._field_keys())
+        else:
+            watched = {key for key, _ in named}
+        watched |= self._field_index.keys_in(deletes)
+        before = {key: self._field(key) for key in watched}
+        with self._guard:
+            self._doc.apply_update(update)
+            self._written.clear()
+            held = read_state_vector(self._doc.get_state())
+        if held != {**self._clocks, **ends}:
+            self.drop()
+            raise CorruptData("an update did not take effect as a whole")
+        collisions = self._take_entries(contents, fresh, deletes)
+        self._clocks = held
+        self._grow(len(update))
+        if unresolved:
+            watched.update(self._field_keys())
+        self._field_index.take(named, deletes)
+        fields, repairs = self._resolve_fields(watched, before, named, deletes)
+        entries = {item.key: cast(bytes, item.value) for item in fresh}
+        for key in collisions:
+            entries[key] = self._entry(key)
+        return Changes(entries, fields, repairs, collisions)
+
+    def _read(self, update: bytes) -> tuple[Contents, dict[int, int]]:
+        """The contents of an update that is complete, and where it ends for each client."""
+        if len(update) > self._limits.session_bytes_max:
+            raise CorruptData(
+                f"an update of {len(update)} bytes is over the bound of a session "
+                f"({self._limits.session_bytes_max})"
+            )
+        contents = read_update(update)
+        clocks = self._clocks
+        ends: dict[int, int] = {}
+        for client, start, end in contents.ranges:
+            held = clocks.get(client, 0)
+            if start > held:
+                raise CorruptData(
+                    f"a gap: client {client} wrote {start - held} steps that are not held here"
+                )
+            ends[client] = max(held, end)
+        for overwrite in contents.overwrites:
+            client, clock = overwrite.origin
+            own = client == overwrite.client
+            if clock >= (overwrite.clock if own else ends.get(client, clocks.get(client, 0))):
+                raise CorruptData(f"a gap: an update builds on {client}:{clock}, not held here")
+        for client, _, end in contents.deletes:
+            if end > ends.get(client, clocks.get(client, 0)):
+                raise CorruptData(f"a gap: an update deletes {client}:{end - 1}, not held here")
+        return contents, ends
+
+    def _check_roots(self, contents: Contents, unresolved: Iterable[tuple[int, int]]) -> None:
+        """An overwrite whose key is unknown here must at least not be one of an entry."""
+        if not unresolved:
+            return
+        fresh = {(item.client, item.last) for item in contents.entries}
+        for origin in unresolved:
+            if origin in fresh or self._entry_runs.holds(*origin):
+                raise CorruptData("an update overwrites a write-once entry")
+
+    def _check_leaves(self, contents: Contents, fresh: Sequence[Item]) -> None:
+        for item in fresh:
+            assert item.value is not None
+            check_entry(item.key, item.value)
+        for field in contents.fields:
+            check_field(field.key, field.value)
+        for overwrite in contents.overwrites:
+            check_field(None, overwrite.value)
+
+    def _doubtful(self, contents: Contents, deletes: Runs) -> bool:
+        """Whether only trying can tell what the update does: see `_try_on_copy`."""
+        return any(self._entry_runs.touches(run) for runs in deletes.values() for run in runs) or (
+            any(
+                o.origin[0] != o.client and o.origin[1] >= self._clocks.get(o.origin[0], 0)
+                for o in contents.overwrites
+            )
+        )
+
+    def _try_on_copy(self, update: bytes, fresh: Sequence[Item], ends: Mapping[int, int]) -> None:
+        """Refuse what deletes an entry for good, or waits for itself in a circle.
+
+        A deleted entry is right only as the loser of two writers of one key, which leaves a value.
+        """
+        with _Guard(None):
+            copy: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=0)
+            entries = copy.get(ENTRIES, type=pycrdt.Map)
+            copy.apply_update(self._doc.get_update())
+            copy.apply_update(update)
+            held = read_state_vector(copy.get_state())
+            left = set(entries.keys())
+        if held != {**self._clocks, **ends}:
+            raise CorruptData("an update builds on itself in a circle")
+        if not left.issuperset(self._entry_keys):
+            raise CorruptData("an update deletes a write-once entry")
+
+    def _take_entries(
+        self, contents: Contents, fresh: Sequence[Item], deletes: Runs
+    ) -> tuple[str, ...]:
+        """Note what entries came; the keys of those that two writers wrote."""
+        collisions = []
+        for item in fresh:
+            dead = bool(deletes) and covers(deletes.get(item.client, ()), item.clock)
+            if dead or item.key in self._entry_keys:
+                collisions.append(item.key)
+            self._entry_keys.add(item.key)
+        for item in contents.entries:
+            if item.last >= self._clocks.get(item.client, 0):
+                self._entry_runs.add(item.client, item.clock, item.last + 1)
+        return tuple(collisions)
+
+    def _resolve_fields(
+        self,
+        watched: Iterable[str],
+        before: Mapping[str, bytes | None],
+        named: Iterable[tuple[str, Item | Overwrite]],
+        deletes: Runs,
+    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Fields that changed, and those that Yjs resolved against the order of epochs."""
+        offered: dict[str, list[bytes]] = {}
+        for key, item in named:
+            if item.value is not None and not covers(deletes.get(item.client, ()), item.clock):
+                offered.setdefault(key, []).append(item.value)
+        fields: dict[str, bytes] = {}
+        repairs: dict[str, bytes] = {}
+        for key in watched:
+            after, previous = self._field(key), before.get(key)
+            if after is None:
+                self.drop()
+                raise CorruptData(f"an update deletes field {key!r}; the document is loaded again")
+            best = max([*offered.get(key, ()), previous or after, after], key=field_rank)
+            if field_rank(best) > field_rank(after):
+                repairs[key] = after = best
+            if after != previous:
+                fields[key] = after
+        return fields, repairs
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def encode(self) -> bytes:
+        """The whole document as one update."""
+        self._check_usable()
+        with self._guard:
+            update = self._doc.get_update()
+        self.size_bytes = len(update)
+        self._size_exact = True
+        return update
+
+    def state_vector(self) -> bytes:
+        """What is held, for `diff` of another copy of this document."""
+        self._check_usable()
+        with self._guard:
+            return self._doc.get_state()
+
+    def diff(self, state_vector: bytes) -> bytes:
+        """What a copy at `state_vector` lacks. Raises CorruptData if it is none."""
+        self._check_usable()
+        read_state_vector(state_vector)
+        with self._guard:
+            return self._doc.get_update(state_vector)
+
+    def entries(self) -> dict[str, bytes]:
+        """All write-once entries."""
+        self._check_usable()
+        with self._guard:
+            return {key: bytes(value) for key, value in self._entries.items()}
+
+    def fields(self) -> dict[str, bytes]:
+        """The value in force of each field."""
+        self._check_usable()
+        with self._guard:
+            return {key: bytes(value) for key, value in self._fields.items()}
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """Give the document up: what it holds cannot be trusted any more."""
+        self.close()
+        self.broken = True
+
+    def _check_usable(self) -> None:
+        if self.broken:
+            raise CorruptData("this document was dropped after a fault; load it again")
+
+    def _make_room(self, added_bytes: int) -> None:
+        """Raises TooLarge. The estimate is made exact before it refuses anything."""
+        bound = self._limits.session_bytes_max
+        if self.size_bytes + added_bytes > bound and not self._size_exact:
+            self.encode()
+        if self.size_bytes + added_bytes > bound:
+            raise TooLarge(
+                f"a session of {self.size_bytes} bytes cannot take {added_bytes} more "
+                f"(bound {bound}); trim it with a summary or fork it"
+            )
+
+    def _grow(self, update_bytes: int) -> None:
+        self.size_bytes += update_bytes
+        self._size_exact = False
+
+    def _entry(self, key: str) -> bytes:
+        with self._guard:
+            return bytes(self._entries[key])
+
+    def _field(self, key: str) -> bytes | None:
+        with self._guard:
+            value = self._fields.get(key)
+        return None if value is None else bytes(value)
+
+    def _field_keys(self) -> list[str]:
+        with self._guard:
+            return list(self._fields.keys())
+
+
+class _Guard:
+    """Around every call of pycrdt: what it throws becomes CorruptData and breaks the document."""
+
+    def __init__(self, document: Document | None) -> None:
+        # A strong reference would be a cycle, and only a collection would free the document.
+        self._document = None if document is None else weakref.ref(document)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            return
+        document = None if self._document is None else self._document()
+        if document is not None:
+            document.drop()
+        # A panic in Rust is a BaseException, of a class that cannot be imported.
+        if issubclass(kind, Exception) or kind.__name__ == "PanicException":
+            raise CorruptData(f"pycrdt refused an operation on a document: {fault}") from fault
+
+
+def merge(updates: Sequence[bytes]) -> bytes:
+    """One update that does what all of them do. Raises CorruptData."""
+    level = list(updates)
+    with _Guard(None):
+        while len(level) > 1:
+            level = [
+                pycrdt.merge_updates(*level[at : at + _MERGE_MAX])
+                for at in range(0, len(level), _MERGE_MAX)
+            ]
+    return level[0] if level else b"\0\0"

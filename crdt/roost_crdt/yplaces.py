@@ -1,0 +1,122 @@
+"""Where the items of a session document lie: an update names items by place, not by key.
+
+A place is `(client, clock)`. Kept beside the document, so that an update can be judged (does it
+delete a write-once entry, which fields does it change) before pycrdt sees it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+
+from roost_crdt.yupdate import Contents, Item, Overwrite, Range
+
+Runs = Mapping[int, Sequence[Range]]
+"""Runs of clocks by client, in order and without overlaps."""
+
+
+def runs_by_client(runs: Iterable[Range]) -> dict[int, list[Range]]:
+    """Runs by client, in order and without overlaps."""
+    found: dict[int, list[Range]] = {}
+    for run in sorted(runs):
+        mine = found.setdefault(run.client, [])
+        if mine and mine[-1].end >= run.start:
+            mine[-1] = Range(run.client, mine[-1].start, max(mine[-1].end, run.end))
+        else:
+            mine.append(run)
+    return found
+
+
+def covers(runs: Sequence[Range], clock: int) -> bool:
+    """Whether `clock` lies in one of the runs, which are in order."""
+    at = bisect_right(runs, clock, key=_start)
+    return at > 0 and clock < runs[at - 1].end
+
+
+def _start(run: Range) -> int:
+    return run.start
+
+
+class FieldIndex:
+    """Which field an item belongs to: an overwrite names only the item that it replaces."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[int, int], str] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def note(self, key: str, place: tuple[int, int]) -> None:
+        """`place` holds the newest value of the field."""
+        old = self._places.get(key)
+        if old is not None:
+            self._keys.pop(old, None)
+        self._places[key] = place
+        self._keys[place] = key
+
+    def resolve(
+        self, contents: Contents
+    ) -> tuple[list[tuple[str, Item | Overwrite]], dict[tuple[int, int], list[Overwrite]]]:
+        """Items of fields with their keys, and overwrites by an origin that is not known here."""
+        named: list[tuple[str, Item | Overwrite]] = [(item.key, item) for item in contents.fields]
+        waiting: dict[tuple[int, int], list[Overwrite]] = {}
+        for overwrite in contents.overwrites:
+            waiting.setdefault(overwrite.origin, []).append(overwrite)
+        if not waiting:
+            return named, waiting
+        for origin in waiting.keys() & self._keys.keys():
+            named.extend((self._keys[origin], o) for o in waiting.pop(origin))
+        for key, item in named:  # grows while it is walked: each overwrite may be an origin
+            followers = waiting.pop((item.client, item.last), None)
+            if followers:
+                named.extend((key, o) for o in followers)
+        return named, waiting
+
+    def take(self, named: Iterable[tuple[str, Item | Overwrite]], deletes: Runs) -> None:
+        """Forget places that an update deleted and note those that it filled."""
+        for place in self._places_in(deletes):
+            del self._keys[place]
+        for key, item in named:
+            if item.value is not None and not covers(deletes.get(item.client, ()), item.clock):
+                self._keys[item.client, item.clock] = key
+                self._places[key] = (item.client, item.clock)
+
+    def keys_in(self, deletes: Runs) -> set[str]:
+        """Fields whose place is among the deleted ones."""
+        return {self._keys[place] for place in self._places_in(deletes)}
+
+    def _places_in(self, deletes: Runs) -> list[tuple[int, int]]:
+        clocks = sum(run.end - run.start for runs in deletes.values() for run in runs)
+        if clocks > len(self._keys):
+            return [p for p in self._keys if covers(deletes.get(p[0], ()), p[1])]
+        return [
+            (client, clock)
+            for client, runs in deletes.items()
+            for run in runs
+            for clock in range(run.start, run.end)
+            if (client, clock) in self._keys
+        ]
+
+
+class EntryRuns:
+    """Clocks that write-once entries take, as runs in order."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, list[Range]] = {}
+
+    def add(self, client: int, start: int, end: int) -> None:
+        """Clocks of one client come in rising order, as Yjs numbers them."""
+        runs = self._runs.setdefault(client, [])
+        if runs and runs[-1].end >= start:
+            runs[-1] = Range(client, runs[-1].start, max(end, runs[-1].end))
+        elif end > start:
+            runs.append(Range(client, start, end))
+
+    def holds(self, client: int, clock: int) -> bool:
+        return covers(self._runs.get(client, ()), clock)
+
+    def touches(self, run: Range) -> bool:
+        runs = self._runs.get(run.client, ())
+        at = bisect_right(runs, run.start, key=_start) if runs else 0
+        return bool(runs) and (
+            (at > 0 and runs[at - 1].end > run.start)
+            or (at < len(runs) and runs[at].start < run.end)
+        )
