@@ -152,7 +152,7 @@ def join_delta(type_code: int, rows: Rows, delta: Delta) -> Delta:
         except StampReused as error:
             joined = error.kept
             reused.append(str(error))
-        if joined != mine:
+        if joined is not mine and joined != mine:
             changed[part] = joined
     if reused:
         raise StampReused("; ".join(reused), changed)

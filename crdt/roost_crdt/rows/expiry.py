@@ -35,9 +35,13 @@ def is_hidden(rows: Rows, now_ms: int) -> bool:
 
 
 def new_expiry(rows: Rows, stamp: Stamp, expires_ms: int) -> Expiry:
-    """The expiry that a local write at `stamp` sets."""
+    """The expiry that a local write at `stamp` sets.
+
+    A write and the EXPIRE that belongs to it may share a stamp, because they are one operation
+    of one record: nobody ever sees the first half.
+    """
     held = head_expiry(rows)
-    assert stamp > held[:2], f"{stamp} is not above the expiry's {held[:2]}"
+    assert stamp >= held[:2], f"{stamp} is below the expiry's {held[:2]}"
     assert expires_ms >= 0
     return (*stamp, expires_ms)
 

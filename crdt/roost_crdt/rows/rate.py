@@ -11,7 +11,7 @@ Head: `(ehlc, eactor, expires_ms)`.
 from __future__ import annotations
 
 from roost_crdt.errors import BadRequest, CorruptData
-from roost_crdt.hlc import Stamp, hlc_from_ms
+from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
 from roost_crdt.rows.expiry import head_expiry, is_hidden, new_expiry
 from roost_crdt.rows.layout import (
     HEAD,
@@ -58,7 +58,8 @@ def add(rows: Rows, by: int, stamp: Stamp, now_ms: int, window_ms: int) -> Delta
     if head_expiry(rows)[2] and not exists(rows, now_ms):
         delta = _taken(rows, now_ms)
         delta[HEAD] = new_expiry(rows, stamp, 0)
-    part = window_part(now_ms // window_ms, stamp[1])
+    # Never a window that begins after the stamp: nodes refuse rows from after their record.
+    part = window_part(min(now_ms, hlc_ms(stamp[0])) // window_ms, stamp[1])
     n, taken, _ = delta.get(part) or rows.get(part) or (0, 0, window_ms)
     if estimate(rows, now_ms, window_ms) + by > INT64_MAX or n + by > U64_MAX:
         raise BadRequest("increment would overflow a signed 64-bit integer")

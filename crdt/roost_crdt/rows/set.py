@@ -166,9 +166,9 @@ def add(
         if row is None:
             _, data = kind_and_bytes(element)
             row = (data if len(data) > FIELD_BYTES_MAX else b"", ())
+        assert row_hlc(part, row) <= hlc, f"{stamp} is not above {row[1]}"
         dots = {dot[0]: dot for dot in row[1]}
-        _, added, removed = dots.get(actor, (actor, 0, 0))
-        assert hlc >= added, f"{stamp} is not above the add {added}"
+        removed = dots[actor][2] if actor in dots else 0
         dots[actor] = (actor, hlc, removed)
         delta[part] = (row[0], tuple(sorted(dots.values())))
     return delta
@@ -255,7 +255,7 @@ def _clear(rows: Rows, vv: Mapping[int, int], stamp: Stamp, expiry: Expiry) -> D
     for seen in actors:
         # Of itself an actor has seen all: an earlier operation of the same record included,
         # which the version vector does not cover yet.
-        covered = hlc - 1 if seen == actor else vv.get(seen, 0)
+        covered = hlc - 1 if seen == actor else min(vv.get(seen, 0), hlc)
         if covered > cleared.get(seen, 0):
             cleared[seen] = covered
     delta: Delta = {HEAD: (tuple(sorted(cleared.items())), *expiry)}

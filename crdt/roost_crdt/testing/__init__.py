@@ -1,0 +1,52 @@
+"""Property tests for merge functions, for this package's rows and for anybody's types.
+
+Laws. Describe a type as a `Lattice` and hand it to `law_test`, which makes a test function
+(hypothesis) out of it:
+
+    GSET = Lattice(empty=frozenset, join=frozenset.union, encode=lambda s: repr(sorted(s)).encode())
+    test_gset_laws = law_test(GSET, st.frozensets(st.integers()))
+
+It checks that the join is idempotent, commutative and associative, that joined states come out
+with the same bytes and the same value in any order, duplication and batching, and that what is
+decoded is what was encoded. `check_deltas` checks besides that joining deltas gives the states
+that they came from.
+
+Histories. `histories(type_name)` draws what several replicas of one key do: operations,
+records of one or more of them, deliveries by origin, clocks that differ. `run` plays one
+with real rows, through encoded records. Needs hypothesis (the extra `test`).
+"""
+
+from __future__ import annotations
+
+from roost_crdt.testing.histories import History, Replica, Step, histories, run
+from roost_crdt.testing.laws import (
+    Lattice,
+    LawBroken,
+    arrangements,
+    check_arrangement,
+    check_deltas,
+    check_laws,
+    law_test,
+)
+from roost_crdt.testing.states import ROW_LATTICES, START_MS, TYPES, WINDOW_MS, leaves, row_states
+
+__all__ = [
+    "ROW_LATTICES",
+    "START_MS",
+    "TYPES",
+    "WINDOW_MS",
+    "History",
+    "Lattice",
+    "LawBroken",
+    "Replica",
+    "Step",
+    "arrangements",
+    "check_arrangement",
+    "check_deltas",
+    "check_laws",
+    "histories",
+    "law_test",
+    "leaves",
+    "row_states",
+    "run",
+]
