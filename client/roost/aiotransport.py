@@ -201,18 +201,28 @@ class AioTransport:
     async def close(self) -> None:
         """Drop the connection; later requests raise Unavailable."""
         self.closed = True
+        self._leave_other_loop()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
             await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
+    def _leave_other_loop(self) -> None:
+        """After a fork, or in another loop: that connection and that lock are not ours."""
+        here = (os.getpid(), asyncio.get_running_loop())
+        if self._home == here:
+            return
+        former, connection = self._home, self._connection
+        self._connection, self._opening, self._home = None, asyncio.Lock(), here
+        if former is not None and connection is not None and former[0] == here[0]:
+            loop = former[1]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(connection.close)
+
     async def _connected(self) -> AioConnection:
         if self.closed:
             raise Unavailable("this client is closed; connect again", connected=False)
-        here = (os.getpid(), asyncio.get_running_loop())
-        if self._home != here:
-            # After a fork, or in another loop: that connection and that lock are not ours.
-            self._connection, self._opening, self._home = None, asyncio.Lock(), here
+        self._leave_other_loop()
         connection = self._connection
         if connection is not None and connection.error is None:
             return connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ class Recording:
         self.url = f"unix://{path}"
         self.received: list[list[bytes]] = []
         self.connections = 0
-        self.steps: list[bytes | None | Callable[[], bytes | None]] = []
+        self.steps: list[bytes | Callable[[], bytes | None] | None] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -36,7 +37,7 @@ class Recording:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def play(self, *steps: bytes | None | Callable[[], bytes | None]) -> None:
+    def play(self, *steps: bytes | Callable[[], bytes | None] | None) -> None:
         self.steps.extend(steps)
 
     def commands(self) -> list[list[bytes]]:
@@ -46,7 +47,8 @@ class Recording:
     def drop(self) -> None:
         """Close all connections, as a daemon that dies."""
         for connection in self._open:
-            connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._open.clear()
 
     def stop(self) -> None:

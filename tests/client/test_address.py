@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from roost.address import Address, parse_url
 from roost_crdt.errors import BadRequest
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+
 from roost import requests
 from roost.address import Address
 from roost.requests import Request

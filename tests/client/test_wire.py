@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from roost.address import parse_url
 from roost.wire import as_map, encode, error_of, greeting, hello_of, new_reader, read_greeting
 from roost_crdt.errors import BadRequest, Exhausted, NoAuth, RoostError, TurnConflict
