@@ -1,0 +1,41 @@
+"""Files with secrets, written so that nobody else can read them; signing keys and their names."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+__all__ = ["new_signing_key", "write_new"]
+
+
+def write_new(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Create `path` with `content`, on disk when this returns; FileExistsError if it is there."""
+    raw = content.encode() if isinstance(content, str) else content
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def new_signing_key(keys: Path) -> str:
+    """Write a new Ed25519 key to `keys` (mode 0600) and return its kid.
+
+    Kids begin with the moment of their making, so that the newest also sorts last. The file
+    appears whole: a daemon that reloads meanwhile never reads half of it.
+    """
+    moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    kid = f"{moment}-{secrets.token_hex(4)}"
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    hidden = keys / f".{kid}.new"
+    write_new(hidden, pem, 0o600)
+    hidden.rename(keys / f"{kid}.pem")
+    return kid
