@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from roost_crdt import logformat
 from roost_crdt.errors import Busy, Full, TooLarge
@@ -137,9 +138,15 @@ class Log:
             self._spans[origin] = (first[0] if first else hlc, hlc)
         return self.last_seq
 
-    def pending(self, origin: int) -> bool:
-        """Whether the open group holds records of `origin`."""
-        return origin in self._spans
+    def follows(self, origin: int, hlc: int) -> bool:
+        """Whether the durable records of `origin` end at `hlc` and the open group goes on."""
+        if origin not in self._spans:
+            return False
+        for segment in reversed(self._segments):
+            last = self._index(segment).last.get(origin)
+            if last is not None:
+                return last <= hlc
+        return True
 
     def sync(self) -> None:
         """Write the open group and make it durable. StoreFailed is final."""
@@ -164,11 +171,7 @@ class Log:
                 raise OSError(f"short write, {written} of {len(raw)} bytes")
             os.fdatasync(self._fd)
         except OSError as exc:
-            self.failed = StoreFailed(
-                f"{active.path}: {exc}; nothing is acknowledged any more. Restart: the log is "
-                "recovered from the disk"
-            )
-            raise self.failed from exc
+            self.fail(f"{active.path}: {exc}")
         self._begun = True
         active.end = offset + len(data)
         self.durable_seq = self.last_seq
@@ -179,6 +182,13 @@ class Log:
         self._spans.clear()
         self._group = OpenGroup()
         self._measure()
+
+    def fail(self, reason: str) -> NoReturn:
+        """Refuse every further write."""
+        self.failed = StoreFailed(
+            f"{reason}; nothing is acknowledged any more. Restart: the store recovers from its log"
+        )
+        raise self.failed
 
     def _measure(self) -> None:
         """How large the open group may grow in the active segment."""

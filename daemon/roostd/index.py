@@ -1,0 +1,239 @@
+"""The index: LMDB, applied from the log, read here and by other processes' shared memory.
+
+Databases: `rows` (row key -> sealed row), `sessions`, `spend`, `outbox`, `consensus` (key ->
+value) and `meta`. Readers in other processes need these of meta (integers u64 big-endian):
+
+    schema         of this layout; a reader of another one uses the socket
+    store_id       16 bytes
+    applied_seq    newest log entry that the databases hold
+    pid_ns         inode of the daemon's PID namespace: a reader in another one cannot share
+                   LMDB's lock table and uses the socket
+    policies       as the node published them
+
+and the store itself: actor, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
+chain]), position (msgpack [segment, offset]), boot_id, host, file_id, digest/BUCKET,
+digest_hour/HOUR. Anything else in meta belongs to the node.
+
+The map is as large as the store may ever become, from the start (it is sparse; a later resize
+would break other processes). Never writemap (a full disk would be SIGBUS), never NOSYNC; one
+writer. LMDB reports a full disk as EIO: whoever words the error asks statvfs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from roost_crdt import logformat
+from roost_crdt.errors import CorruptData
+
+SCHEMA = 1
+READERS_MAX = 1024
+PAGE_BYTES = 4096
+
+KIND_NAMES = {
+    logformat.KIND_SESSION: b"sessions",
+    logformat.KIND_SPEND: b"spend",
+    logformat.KIND_OUTBOX: b"outbox",
+    logformat.KIND_CONSENSUS: b"consensus",
+    logformat.KIND_META: b"meta",
+}
+META_OWN = frozenset(
+    b"schema store_id applied_seq pid_ns actor secret vv head position boot_id host file_id".split()
+)
+_SCAN_ROWS_MAX = 1_000
+
+Writes = Iterable[tuple[bytes, bytes | None]]
+"""Key and value in key order; None deletes."""
+
+
+def u64(value: int) -> bytes:
+    """An integer as meta stores it."""
+    return value.to_bytes(8, "big")
+
+
+class Index:
+    """The LMDB environment. Reads from any one thread, `write` from one thread at a time."""
+
+    def __init__(self, path: Path, size_max: int) -> None:
+        """Open or create. CorruptData if the files are not a usable LMDB environment."""
+        self.path = path
+        self.size_max = size_max
+        path.mkdir(mode=0o750, exist_ok=True)
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=max(size_max, 64 * PAGE_BYTES),
+                max_dbs=len(KIND_NAMES) + 1,
+                max_readers=READERS_MAX,
+                max_spare_txns=2,
+                mode=0o660,
+                meminit=False,
+            )
+            # Slots of the reader table first, before other processes use them up.
+            self._env.begin().abort()
+            self._rows = self._env.open_db(b"rows")
+            self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
+        except lmdb.Error as exc:
+            raise CorruptData(
+                f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
+            ) from exc
+
+    def close(self) -> None:
+        self._env.close()
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.mdb"
+
+    # Reading
+
+    def meta(self, name: bytes) -> bytes | None:
+        """One value of meta."""
+        return self.get(logformat.KIND_META, name)
+
+    def get(self, kind: int, key: bytes) -> bytes | None:
+        with self._env.begin(db=self._kinds[kind]) as txn:
+            return txn.get(key)
+
+    def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` pairs in key order, keys with `prefix` and above `after`."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._env.begin(db=self._kinds[kind]) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(max(prefix, after + b"\0" if after else b""))
+            while more and len(found) < limit:
+                key, value = cursor.item()
+                if not key.startswith(prefix):
+                    break
+                found.append((key, value))
+                more = cursor.next()
+        return found
+
+    def rows(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """All row keys with a prefix (usually `key NUL`) and their sealed rows."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            if not cursor.set_range(prefix):
+                return found
+            for item in cursor.iternext():
+                if not item[0].startswith(prefix):
+                    break
+                found.append(item)
+        return found
+
+    def rows_after(
+        self, start: bytes, rows_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """Sealed rows from `start` (inclusive) on, bounded, at least one if there is one; and
+        whether these are the last."""
+        found: list[tuple[bytes, bytes]] = []
+        size = 0
+        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            if not cursor.set_range(start):
+                return found, True
+            for key, value in cursor.iternext():
+                size += len(key) + len(value)
+                if found and (size > bytes_max or len(found) >= rows_max):
+                    return found, False
+                found.append((key, value))
+        return found, True
+
+    def keys_from(self, start: bytes, prefix: bytes) -> Iterator[bytes]:
+        """Distinct keys (not row keys) from `start` on that have `prefix`, in order.
+
+        Reads in short transactions: a caller that stops half-way holds nothing.
+        """
+        while True:
+            batch: list[bytes] = []
+            with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+                more = cursor.set_range(start)
+                while more and len(batch) < _SCAN_ROWS_MAX:
+                    key = cursor.key().partition(b"\0")[0]
+                    if not key.startswith(prefix):
+                        break
+                    batch.append(key)
+                    start = key + b"\x01"
+                    more = cursor.set_range(start)
+            yield from batch
+            if len(batch) < _SCAN_ROWS_MAX:
+                return
+
+    def get_rows(self, row_keys: list[bytes]) -> dict[bytes, bytes]:
+        """Those of `row_keys` (sorted) that are stored, sealed."""
+        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            return dict(cursor.getmulti(row_keys))
+
+    # Writing
+
+    def write(self, rows: Writes, items: Mapping[int, Writes]) -> None:
+        """One synced transaction: rows, then the databases of `items` (kind -> writes).
+
+        Raises lmdb.Error (MapFullError, DiskError for a full or failing disk); then nothing
+        is changed.
+        """
+        with self._env.begin(write=True) as txn:
+            _put(txn, self._rows, rows)
+            for kind, writes in items.items():
+                _put(txn, self._kinds[kind], writes)
+
+    # Room
+
+    def used_bytes(self) -> int:
+        """Bytes in use: pages of the trees, and free ones too while an old reader holds them.
+
+        LMDB frees no page that a reader may still see; how many those are cannot be asked, so
+        with a reader behind the newest transactions every page ever used counts.
+        """
+        info = self._env.info()
+        high_water: int = (info["last_pgno"] + 1) * PAGE_BYTES
+        if self.stuck_readers():
+            return high_water
+        with self._env.begin() as txn:
+            pages = 2 + _pages(self._env.stat())
+            for db in (self._rows, *self._kinds.values()):
+                pages += _pages(txn.stat(db))
+        return min(high_water, pages * PAGE_BYTES)
+
+    def file_bytes(self) -> int:
+        """Bytes that the data file takes on the disk."""
+        return os.stat(self.data_file).st_blocks * 512
+
+    def stuck_readers(self, behind: int = 64) -> list[tuple[int, int]]:
+        """`(pid, transactions behind)` of readers that keep old pages from being used again."""
+        newest = self._env.info()["last_txnid"]
+        found = []
+        for line in self._env.readers().splitlines()[1:]:
+            fields = line.split()
+            if len(fields) == 3 and fields[2].isdecimal():
+                lag = newest - int(fields[2])
+                if lag > behind:
+                    found.append((int(fields[0]), lag))
+        return found
+
+    def reap_readers(self) -> int:
+        """Free the reader slots of processes that died; how many."""
+        freed: int = self._env.reader_check()
+        return freed
+
+
+def _put(txn: lmdb.Transaction, db: Any, writes: Writes) -> None:
+    batch: list[tuple[bytes, bytes]] = []
+    gone: list[bytes] = []
+    for key, value in writes:
+        if value is None:
+            gone.append(key)
+        else:
+            batch.append((key, value))
+    with txn.cursor(db) as cursor:
+        cursor.putmulti(batch)
+    for key in gone:
+        txn.delete(key, db=db)
+
+
+def _pages(stat: Any) -> int:
+    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages

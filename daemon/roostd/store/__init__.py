@@ -1,0 +1,15 @@
+"""The store: what a node knows, durable before anybody hears of it.
+
+The log (`roostd.log`) is the truth; LMDB (`roostd.index`) is applied from it by a thread and
+read by other processes; between the two stands memory.
+"""
+
+from __future__ import annotations
+
+from roostd.log import StoreFailed
+from roostd.store.identity import StoreLocked
+from roostd.store.memory import KeyRows
+from roostd.store.opening import Recovery
+from roostd.store.store import Store
+
+__all__ = ["KeyRows", "Recovery", "Store", "StoreFailed", "StoreLocked"]

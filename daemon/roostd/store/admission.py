@@ -1,0 +1,117 @@
+"""Admission: what is acknowledged must fit, so writes are refused before it.
+
+The index is applied after the acknowledgement, hence a write is admitted only if the pages in
+use, the worst growth of what is not applied yet, its own, and a reserve stay below the bound;
+and likewise what the disk has free. Most writes only spend from a credit; the figures are
+looked at when it runs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from roost_crdt.errors import Busy, Full
+from roostd.index import PAGE_BYTES
+from roostd.store.applier import Applier
+
+_SLACK_BYTES = 32 * PAGE_BYTES
+"""Branch and meta pages, the free list."""
+_DISK_MARGIN_BYTES = 1 << 20
+_CREDIT_BYTES = 4 << 20
+_RETRY_MS = 100
+
+
+class Admission:
+    """Counts what is admitted and not yet applied; refuses with Full or Busy."""
+
+    def __init__(
+        self,
+        applier: Applier,
+        *,
+        size_max: int,
+        pinned_bytes_max: int,
+        pinned_bytes: Callable[[], int],
+    ) -> None:
+        self.credit = 0
+        self.refused = 0
+        self._applier = applier
+        self._size_max = size_max
+        self._pinned_max = pinned_bytes_max
+        self._pinned = pinned_bytes
+        self._pending_rows = 0
+        self._pending_bytes = 0
+
+    def admit(self, rows: int, size: int, shrinks: bool = False) -> None:
+        """Let `rows` rows of together `size` bytes in, or raise Full or Busy.
+
+        What shrinks the store (a delete) may use most of the reserve of 10%.
+        """
+        cost = rows * PAGE_BYTES + 2 * size
+        if cost > self.credit:
+            self._look(rows, size, shrinks)
+        self.credit -= cost
+        self._pending_rows += rows
+        self._pending_bytes += size
+
+    def applied(self, rows: int, size: int) -> None:
+        """So much of what was admitted is in the index (or was never appended)."""
+        self._pending_rows -= rows
+        self._pending_bytes -= size
+
+    def why_full(self) -> str:
+        """Why a small write would be refused with Full; "" if it would not."""
+        return self._applier.problem or self._full(1, 0, shrinks=False)
+
+    def _look(self, rows: int, size: int, shrinks: bool) -> None:
+        self.credit = 0
+        if self._applier.problem:
+            self.refused += 1
+            raise Full(f"{self._applier.problem}; reads go on, writes come back by themselves")
+        pinned_left = self._pinned_max - self._pinned()
+        if pinned_left < 0:
+            self.refused += 1
+            raise Busy(
+                f"more than {self._pinned_max} bytes wait to be applied to the index",
+                retry_after_ms=_RETRY_MS,
+            )
+        problem = self._full(rows, size, shrinks)
+        if problem:
+            self.refused += 1
+            raise Full(problem)
+        room = self._applier.room
+        pending = self._growth(self._pending_rows, self._pending_bytes)
+        own = self._growth(rows, size)
+        left = min(self._bound(shrinks) - room.used, room.disk_free - _DISK_MARGIN_BYTES) - pending
+        if left < own:
+            self.refused += 1
+            raise Busy(
+                f"what waits to be applied may fill the store ({room.used} of {self._size_max} "
+                "bytes used); try again when it has been applied",
+                retry_after_ms=_RETRY_MS,
+            )
+        cost = rows * PAGE_BYTES + 2 * size
+        # What shrinks is counted one by one: its reserve is no credit for others.
+        self.credit = cost if shrinks else max(cost, min(left, pinned_left, _CREDIT_BYTES))
+
+    def _bound(self, shrinks: bool) -> int:
+        return self._size_max * (97 if shrinks else 90) // 100 - _SLACK_BYTES
+
+    def _growth(self, rows: int, size: int) -> int:
+        """At worst every row copies a leaf of its own, but no more than there are."""
+        return min(rows * PAGE_BYTES, max(self._applier.room.used, _SLACK_BYTES)) + 2 * size
+
+    def _full(self, rows: int, size: int, shrinks: bool) -> str:
+        """Why this would not fit even if all that is pending were applied; "" if it would."""
+        room = self._applier.room
+        own = self._growth(rows, size)
+        if room.used + own > self._bound(shrinks):
+            text = f"the store is full: {room.used} of {self._size_max} bytes (store.size_max) used"
+            for pid, behind in room.stuck_readers[:3]:
+                text += f", pages held by reader process {pid}, {behind} transactions behind"
+            return f"{text}; reads go on; delete keys, or raise store.size_max and restart"
+        if room.disk_free < own + _DISK_MARGIN_BYTES:
+            return (
+                f"the disk is full: {room.disk_free} bytes free; reads go on, writes come back "
+                "when there is room"
+            )
+        return ""

@@ -1,0 +1,324 @@
+"""The thread that applies the log to the index, many groups in one synced transaction.
+
+A batch is a run of whole groups with the newest row of each part that they touched, so a
+transaction never holds half a record. Rows go in in key order; `applied_seq`, the version
+vector and the digests change in the same transaction. Digests are sums over what the index
+holds: they are computed here from the rows found and the rows put, and from nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import lmdb
+import msgspec
+
+from roost_crdt import digest, logformat
+from roost_crdt.errors import CorruptData
+from roost_crdt.rows import decode_row
+from roost_crdt.rows.layout import HEAD, Row, Rows, seal, unseal
+from roostd.index import Index, u64
+from roostd.logrecovery import Position
+
+START = Position(0, 0)
+_RETRY_S = 0.25
+_REAP_S = 60.0
+_YIELD_EVERY = 32
+"""Keys after which the thread lets the node's thread have the interpreter."""
+
+BUCKET_PREFIX = b"digest/"
+HOUR_PREFIX = b"digest_hour/"
+
+
+RowWrites = dict[bytes, tuple[int, bytes, Row] | None]
+"""Row key -> (type, body, row) on its way into the index; None deletes."""
+Items = dict[int, dict[bytes, bytes | None]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Whole groups up to `seq`: what they leave in the databases. None deletes."""
+
+    rows: RowWrites = field(default_factory=dict)
+    items: Items = field(default_factory=dict)
+    keys: dict[bytes, None] = field(default_factory=dict)
+    vv: dict[int, int] = field(default_factory=dict)
+    seq: int = 0
+    position: Position = START
+    head: tuple[int, int, bytes] = (0, 0, logformat.CHAIN_START)
+    ops: int = 0
+    bytes: int = 0
+
+    def merge(self, later: Batch) -> None:
+        """Take in the groups that follow."""
+        self.rows.update(later.rows)
+        for kind, pairs in later.items.items():
+            self.items.setdefault(kind, {}).update(pairs)
+        self.keys.update(later.keys)
+        self.vv.update(later.vv)
+        self.seq, self.position, self.head = later.seq, later.position, later.head
+        self.ops += later.ops
+        self.bytes += later.bytes
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a transaction did, for the node's thread to take over."""
+
+    batch: Batch
+    buckets: dict[int, int]
+    hours: dict[int, int]
+
+
+@dataclass(slots=True)
+class Room:
+    """How full index and disk were when last looked at, in bytes."""
+
+    used: int
+    disk_free: int
+    stuck_readers: list[tuple[int, int]]
+
+
+class Applier:
+    """Owns the write transactions. `offer` from the node's thread; results come in `done`."""
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        vv: dict[int, int],
+        buckets: list[int],
+        hours: dict[int, int],
+        interval_ms: int,
+        keys_max: int,
+    ) -> None:
+        self.done: deque[Applied] = deque()
+        self.problem = ""
+        """Why nothing is applied at the moment (no room); it clears by itself."""
+        self.failed: Exception | None = None
+        """Why nothing is ever applied again."""
+        self.corrupt_rows = 0
+        self._index = index
+        self._vv = dict(vv)
+        self._buckets = list(buckets)
+        self._hours = dict(hours)
+        self._interval_s = interval_ms / 1000
+        self._keys_max = keys_max
+        self._queue: deque[Batch] = deque()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = False
+        self._hurry = False
+        self.room = self._look()
+        self._thread = threading.Thread(target=self._run, name="roost-apply", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, batch: Batch) -> None:
+        """Apply whole groups, durable in the log, after those offered before."""
+        with self._lock:
+            self._idle.clear()
+            tail = self._queue[-1] if self._queue else None
+            if tail is not None and len(tail.rows) + len(batch.rows) <= self._keys_max:
+                tail.merge(batch)
+            else:
+                self._queue.append(batch)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was offered is applied; False if it was not in time."""
+        self._hurry = True
+        self._wake.set()
+        try:
+            return self._idle.wait(timeout_s) and self.failed is None
+        finally:
+            self._hurry = False
+
+    def stop(self) -> None:
+        """End the thread after the transaction in hand; what is left is applied at next start."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last, reaped = 0.0, time.monotonic()
+        try:
+            while not self._stopping:
+                self._wake.wait(_RETRY_S if self._tight() else _REAP_S)
+                self._wake.clear()
+                if time.monotonic() - reaped > _REAP_S:
+                    self._index.reap_readers()
+                    reaped = time.monotonic()
+                while self._queue and not self._stopping:
+                    pause_s = last + self._interval_s - time.monotonic()
+                    if pause_s > 0 and not self._hurry:
+                        time.sleep(pause_s)
+                    with self._lock:
+                        batch = self._queue.popleft()
+                    self._apply_until_done(batch)
+                    last = time.monotonic()
+                    with self._lock:
+                        if not self._queue:
+                            self._idle.set()
+                self.room = self._look()
+        except (lmdb.Error, OSError, CorruptData) as exc:
+            self.failed = exc
+            self._idle.set()
+        finally:
+            if self.failed is None and not self._stopping:
+                self.failed = RuntimeError("the thread that applies the log died")
+                self._idle.set()
+
+    def _tight(self) -> bool:
+        """Whether room has to be looked at again without being asked."""
+        return self.room.used * 2 > self._index.size_max or self.room.disk_free < 1 << 30
+
+    def _look(self) -> Room:
+        stat = os.statvfs(self._index.path)
+        return Room(
+            self._index.used_bytes(), stat.f_bavail * stat.f_frsize, self._index.stuck_readers()
+        )
+
+    def _apply_until_done(self, batch: Batch) -> None:
+        while not self._stopping:
+            try:
+                applied = self._apply(batch)
+            except (lmdb.MapFullError, lmdb.DiskError) as exc:
+                room = self.room = self._look()
+                no_space = isinstance(exc, lmdb.MapFullError) or room.disk_free < 16 << 20
+                if not no_space:
+                    raise
+                self.problem = (
+                    f"the index cannot take {len(batch.rows)} rows: {exc}; "
+                    f"{room.used} of {self._index.size_max} bytes used, "
+                    f"{room.disk_free} bytes free on the disk"
+                )
+                self._index.reap_readers()
+                time.sleep(_RETRY_S)
+            else:
+                self.problem = ""
+                self.room = self._look()
+                self.done.append(applied)
+                return
+
+    def _apply(self, batch: Batch) -> Applied:
+        names = sorted(batch.rows)
+        change = _DigestChange()
+        for count, (key, group) in enumerate(
+            itertools.groupby(names, key=lambda name: name.partition(b"\0")[0])
+        ):
+            self._digest(change, key, {n: batch.rows[n] for n in group})
+            if count % _YIELD_EVERY == 0:
+                time.sleep(0)
+        buckets = {
+            at: (self._buckets[at] + amount) % digest.MODULUS
+            for at, amount in change.buckets.items()
+        }
+        hours = {
+            at: (self._hours.get(at, 0) + amount) % digest.MODULUS
+            for at, amount in change.hours.items()
+        }
+        vv = {**self._vv, **batch.vv}
+        items: dict[int, list[tuple[bytes, bytes | None]]] = {
+            kind: sorted(pairs.items()) for kind, pairs in batch.items.items()
+        }
+        meta = items.setdefault(logformat.KIND_META, [])
+        meta.extend((BUCKET_PREFIX + b"%04x" % at, _amount(n)) for at, n in buckets.items())
+        meta.extend((HOUR_PREFIX + u64(at), _amount(n) if n else None) for at, n in hours.items())
+        meta.extend(
+            [
+                (b"applied_seq", u64(batch.seq)),
+                (b"vv", msgspec.msgpack.encode(vv)),
+                (b"head", msgspec.msgpack.encode(batch.head)),
+                (b"position", msgspec.msgpack.encode(tuple(batch.position))),
+            ]
+        )
+        self._index.write(((name, _sealed(name, batch.rows[name])) for name in names), items)
+        for at, amount in buckets.items():
+            self._buckets[at] = amount
+        self._hours.update(hours)
+        self._vv = vv
+        return Applied(batch, buckets, hours)
+
+    def _digest(self, change: _DigestChange, key: bytes, writes: RowWrites) -> None:
+        """Add to `change` what these writes to one key do to its sums."""
+        prefix = key + b"\0"
+        skip = len(prefix)
+        head = prefix + HEAD
+        if head in writes or None in writes.values():
+            stored = dict(self._index.rows(prefix))
+        else:
+            stored = self._index.get_rows(sorted([*writes, head]))
+        before: Rows = {}
+        for name, sealed in stored.items():
+            try:
+                type_code, body = unseal(name, sealed)
+                before[name[skip:]] = decode_row(type_code, name[skip:], body)
+            except CorruptData:
+                # What damage held is no longer known; the sums are right again after a scrub.
+                self.corrupt_rows += 1
+        type_code = next((write[0] for write in writes.values() if write is not None), 0)
+        if None not in writes.values():
+            delta = {name[skip:]: write[2] for name, write in writes.items() if write is not None}
+            change.add(key, digest.change(type_code, key, before, delta))
+            return
+        stored_type = next((s[4] for s in stored.values() if len(s) > 4), type_code)
+        after = dict(before)
+        for name, write in writes.items():
+            if write is None:
+                after.pop(name[skip:], None)
+            else:
+                after[name[skip:]] = write[2]
+        change.add(
+            key,
+            digest.contribution(type_code or stored_type, key, after).minus(
+                digest.contribution(stored_type, key, before)
+            ),
+        )
+
+
+class _DigestChange:
+    """What a batch adds to the sums, by bucket and by hour."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, int] = {}
+        self.hours: dict[int, int] = {}
+
+    def add(self, key: bytes, amount: digest.Contribution) -> None:
+        if amount.live:
+            bucket = digest.bucket_of(key)
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + amount.live
+        for hour, part in amount.hours.items():
+            self.hours[hour] = self.hours.get(hour, 0) + part
+
+
+def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
+    """The sums by bucket and by hour that the index holds."""
+    buckets = [0] * digest.BUCKETS
+    meta = logformat.KIND_META
+    for name, value in index.scan(meta, BUCKET_PREFIX, b"", digest.BUCKETS):
+        buckets[int(name[len(BUCKET_PREFIX) :], 16)] = int.from_bytes(value, "big")
+    hours: dict[int, int] = {}
+    after = b""
+    while page := index.scan(meta, HOUR_PREFIX, after, 1_000):
+        for name, value in page:
+            hours[int.from_bytes(name[len(HOUR_PREFIX) :], "big")] = int.from_bytes(value, "big")
+        after = page[-1][0]
+    return buckets, hours
+
+
+def _amount(value: int) -> bytes:
+    return value.to_bytes(16, "big")
+
+
+def _sealed(name: bytes, write: tuple[int, bytes, Row] | None) -> bytes | None:
+    return None if write is None else seal(name, write[0], write[1])

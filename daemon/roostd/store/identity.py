@@ -1,0 +1,112 @@
+"""Whose history this store is: an actor belongs to one unbroken durable history.
+
+An actor is used again only if the files are the same ones (host, device, inode) and nothing
+that was written can have been lost: a clean-shutdown marker, deleted and synced at each start,
+or the same boot id (the page cache survived a kill). What these cannot tell (a cloned volume, a
+lying disk) the chain of records finds when neighbours meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from roostd.segments import sync_directory
+
+_CLEAN = "clean"
+_LOCK = "lock"
+
+
+class StoreLocked(Exception):
+    """Another process has the store open."""
+
+
+class Surroundings(NamedTuple):
+    """Where a store is being opened."""
+
+    boot_id: bytes
+    host: bytes
+    file_id: bytes
+    pid_ns: int
+
+
+def surroundings(data_file: Path) -> Surroundings:
+    """This boot, this host, and the device and inode of the index's data file."""
+    stat = data_file.stat()
+    return Surroundings(
+        _text("/proc/sys/kernel/random/boot_id"),
+        _text("/etc/machine-id") or socket.gethostname().encode(),
+        f"{stat.st_dev}:{stat.st_ino}".encode(),
+        _pid_namespace(),
+    )
+
+
+def why_new_actor(before: Surroundings, now: Surroundings, clean: bool) -> str:
+    """Why the actor may not be used again; "" if it may."""
+    if before.host != now.host:
+        return "the store was last open on another host"
+    if before.file_id != now.file_id:
+        return "the store's files are copies (another device or inode)"
+    if not clean and before.boot_id != now.boot_id:
+        return "the machine stopped without a clean shutdown: the newest writes may be lost"
+    return ""
+
+
+def lock(directory: Path) -> int:
+    """Take the store's lock and return its descriptor. StoreLocked names who has it."""
+    fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise StoreLocked(
+            f"{directory}: in use by process {owner or 'unknown'}; one daemon per store: stop "
+            "that one, or give this node another node.data"
+        ) from exc
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
+
+
+def unlock(fd: int) -> None:
+    os.close(fd)
+
+
+def mark_clean(directory: Path, store_id: bytes) -> None:
+    """Say, durably, that everything written has been synced and applied."""
+    fd = os.open(directory / _CLEAN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    try:
+        os.write(fd, store_id)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(directory)
+
+
+def take_clean_mark(directory: Path, store_id: bytes) -> bool:
+    """Whether the store was shut down cleanly; the marker is gone, durably, afterwards."""
+    path = directory / _CLEAN
+    with contextlib.suppress(FileNotFoundError):
+        clean = path.read_bytes() == store_id
+        path.unlink()
+        sync_directory(directory)
+        return clean
+    return False
+
+
+def _text(path: str) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(path).read_bytes().strip()
+    return b""
+
+
+def _pid_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,203 @@
+"""Opening a store: the files, whose history it is, and what recovery found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from roost_crdt import logformat
+from roost_crdt.errors import ConfigError, CorruptData
+from roostd import segments
+from roostd.index import SCHEMA, Index, u64
+from roostd.log import SEGMENT_BYTES_MAX, Log
+from roostd.logrecovery import REPAIR, Applied, Position
+from roostd.store import identity
+from roostd.store.identity import Surroundings
+
+_SEGMENT_BYTES_MIN = 64 * 1024
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What opening the store found and did."""
+
+    created: bool = False
+    clean: bool = False
+    torn_bytes: int = 0
+    torn_at: str = ""
+    replayed: int = 0
+    """Log entries applied again because the index did not hold them."""
+    actor_changed: bool = False
+    actor_before: int = 0
+    actor_reason: str = ""
+    corrupt_rows: int = 0
+
+
+@dataclass(slots=True)
+class Opened:
+    """The parts of a store, locked and identified, not yet replayed."""
+
+    index: Index
+    log: Log
+    lock_fd: int
+    store_id: bytes
+    actor: int
+    applied_seq: int
+    vv: dict[int, int]
+    recovery: Recovery
+
+
+def segment_bytes(size_max: int) -> int:
+    """The smaller of 64 MiB and size_max / 16, as the configuration says."""
+    return max(min(SEGMENT_BYTES_MAX, size_max // 16), _SEGMENT_BYTES_MIN)
+
+
+def open_parts(
+    path: Path, *, size_max: int, log_retention: int, random_bytes: Callable[[int], bytes]
+) -> Opened:
+    """Lock, open, identify. StoreLocked, CorruptData (place and remedy), ConfigError (schema)."""
+    path.mkdir(mode=0o750, parents=True, exist_ok=True)
+    lock_fd = identity.lock(path)
+    try:
+        return _open_locked(path, lock_fd, size_max, log_retention, random_bytes)
+    except BaseException:
+        identity.unlock(lock_fd)
+        raise
+
+
+def _open_locked(
+    path: Path,
+    lock_fd: int,
+    size_max: int,
+    log_retention: int,
+    random_bytes: Callable[[int], bytes],
+) -> Opened:
+    log_path = path / "log"
+    log_path.mkdir(mode=0o750, exist_ok=True)
+    index = Index(path / "index", size_max)
+    try:
+        recovery = Recovery()
+        store_id = index.meta(b"store_id")
+        if store_id is None:
+            if segments.listing(log_path):
+                raise CorruptData(
+                    f"{path}: there is a log but the index is empty or gone; {REPAIR}"
+                )
+            store_id = _create(path, index, random_bytes)
+            recovery.created = True
+        _check_schema(path, index)
+        actor = _identify(path, index, store_id, random_bytes, recovery)
+        applied, vv = _applied(path, index)
+        log = Log(
+            log_path,
+            segment_bytes=segment_bytes(size_max),
+            retention_bytes=log_retention,
+            store_id=store_id,
+            secret=_required(path, index, b"secret"),
+            applied=applied,
+        )
+    except BaseException:
+        index.close()
+        raise
+    recovery.torn_bytes = log.recovered.torn_bytes
+    recovery.torn_at = log.recovered.torn_at
+    return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery)
+
+
+def _create(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> bytes:
+    """A new store: its names are durable before anything is written under them."""
+    store_id = random_bytes(16)
+    meta = {
+        b"schema": u64(SCHEMA),
+        b"store_id": store_id,
+        b"secret": random_bytes(logformat.SECRET_BYTES),
+        b"applied_seq": u64(0),
+        b"actor": u64(new_actor(random_bytes)),
+    }
+    index.write((), {logformat.KIND_META: sorted([*meta.items(), *_place(index)])})
+    for directory in (path / "index", path / "log", path, path.parent):
+        segments.sync_directory(directory)
+    identity.mark_clean(path, store_id)
+    return store_id
+
+
+def _place(index: Index) -> list[tuple[bytes, bytes]]:
+    now = identity.surroundings(index.data_file)
+    return [
+        (b"boot_id", now.boot_id),
+        (b"host", now.host),
+        (b"file_id", now.file_id),
+        (b"pid_ns", u64(now.pid_ns)),
+    ]
+
+
+def _check_schema(path: Path, index: Index) -> None:
+    schema = int.from_bytes(_required(path, index, b"schema"), "big")
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{path}: the store has schema {schema}, this release reads {SCHEMA}; run the "
+            "release that wrote it, or start with an empty node.data and let neighbours fill it"
+        )
+
+
+def _identify(
+    path: Path,
+    index: Index,
+    store_id: bytes,
+    random_bytes: Callable[[int], bytes],
+    recovery: Recovery,
+) -> int:
+    """The actor to write under; a new one is durable before its first use (DESIGN 12.1)."""
+    recovery.clean = identity.take_clean_mark(path, store_id)
+    actor = int.from_bytes(_required(path, index, b"actor"), "big")
+    before = Surroundings(
+        _required(path, index, b"boot_id"),
+        _required(path, index, b"host"),
+        _required(path, index, b"file_id"),
+        0,
+    )
+    now = identity.surroundings(index.data_file)
+    meta = _place(index)
+    reason = identity.why_new_actor(before, now, recovery.clean)
+    if reason:
+        recovery.actor_changed, recovery.actor_before = True, actor
+        recovery.actor_reason = reason
+        actor = new_actor(random_bytes)
+        meta.append((b"actor", u64(actor)))
+    index.write((), {logformat.KIND_META: sorted(meta)})
+    return actor
+
+
+def new_actor(random_bytes: Callable[[int], bytes]) -> int:
+    """A random actor, never 0."""
+    return int.from_bytes(random_bytes(8), "big") or 1
+
+
+def _applied(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
+    seq = int.from_bytes(_required(path, index, b"applied_seq"), "big")
+    vv = _decoded(path, index, b"vv", dict[int, int]) or {}
+    head = _decoded(path, index, b"head", tuple[int, int, bytes])
+    place = _decoded(path, index, b"position", tuple[int, int])
+    position = Position(*place) if place else None
+    return Applied(seq, position, head or (0, 0, logformat.CHAIN_START)), vv
+
+
+def _decoded(path: Path, index: Index, name: bytes, kind: Any) -> Any:
+    raw = index.meta(name)
+    if raw is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except msgspec.MsgspecError as exc:
+        raise CorruptData(f"{path}: meta {name.decode()} of the index: {exc}; {REPAIR}") from exc
+
+
+def _required(path: Path, index: Index, name: bytes) -> bytes:
+    value = index.meta(name)
+    if value is None:
+        raise CorruptData(f"{path}: the index has no {name.decode()} in meta; {REPAIR}")
+    return value

@@ -1,0 +1,109 @@
+"""Listings: the index in key order, with what is newer in memory laid over it.
+
+Each page reads the index in short transactions; nothing is held between pages.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from roost_crdt.errors import CorruptData
+from roost_crdt.record import RowOp
+from roost_crdt.rows import encode_row
+from roost_crdt.rows.layout import row_key, unseal
+from roost_crdt.values import exists
+from roostd.store.state import State
+
+_SCAN_ROWS_MAX = 4_096
+
+
+def pairs(
+    state: State, kind: int, prefix: bytes, after: bytes, limit: int
+) -> list[tuple[bytes, bytes]]:
+    """Up to `limit` pairs of a kind, in key order, with `prefix` and above `after`."""
+    overlay = state.overlay[kind]
+    newer = sorted(key for key in overlay if key > after and key.startswith(prefix))
+    found: list[tuple[bytes, bytes]] = []
+    while True:
+        page = state.index.scan(kind, prefix, after, limit)
+        last = page[-1][0] if len(page) == limit else None
+        merged: dict[bytes, bytes | None] = dict(page)
+        for key in newer:
+            if key > after and (last is None or key <= last):
+                merged[key] = overlay[key][1]
+        for key in sorted(merged):
+            value = merged[key]
+            if value is not None:
+                found.append((key, value))
+                if len(found) == limit:
+                    return found
+        if last is None:
+            return found
+        after = last
+
+
+def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
+    """Up to `limit` keys in order that have a value at `now_ms`, with `prefix`, above `after`."""
+    found: list[bytes] = []
+    for key in _all_keys(state, prefix, after):
+        # Not cached: a listing must not push out what is in use.
+        held = state.memory.get(key) or state.load(key)
+        if held.type and exists(held.type, held.rows, now_ms):
+            found.append(key)
+            if len(found) == limit:
+                break
+    return found
+
+
+def _all_keys(state: State, prefix: bytes, after: bytes) -> Iterator[bytes]:
+    start = max(prefix, after + b"\x01" if after else b"")
+    pinned = sorted(k for k in state.memory.pinned if k > after and k.startswith(prefix))
+    last = None
+    for key in heapq.merge(state.index.keys_from(start, prefix), pinned):
+        if key != last:
+            yield key
+            last = key
+
+
+def rows_after(state: State, after: bytes, bytes_max: int) -> list[RowOp]:
+    """Rows in row key order above `after`, up to about `bytes_max`; empty at the end.
+
+    Damaged rows are left out (counted); they are a neighbour's to repair.
+    """
+    start = after + b"\0" if after else b""
+    stored, complete = state.index.rows_after(start, _SCAN_ROWS_MAX, bytes_max)
+    merged: dict[bytes, RowOp] = {}
+    pinned = state.memory.pinned
+    for name, sealed in stored:
+        if name.partition(b"\0")[0] in pinned:
+            continue
+        try:
+            merged[name] = RowOp(name, *unseal(name, sealed))
+        except CorruptData:
+            state.corrupt_rows += 1
+    last = stored[-1][0] if not complete else None
+    return _with_pinned(state, merged, after, last, bytes_max)
+
+
+def _with_pinned(
+    state: State, merged: dict[bytes, RowOp], after: bytes, last: bytes | None, bytes_max: int
+) -> list[RowOp]:
+    after_key = after.partition(b"\0")[0]
+    last_key = None if last is None else last.partition(b"\0")[0]
+    for key, held in state.memory.pinned.items():
+        if key < after_key or (last_key is not None and key > last_key):
+            continue
+        for part, row in held.rows.items():
+            name = row_key(key, part)
+            if name > after and (last is None or name <= last):
+                merged[name] = RowOp(name, held.type, encode_row(held.type, part, row))
+    found: list[RowOp] = []
+    size = 0
+    for name in sorted(merged):
+        op = merged[name]
+        size += len(name) + len(op.body)
+        if found and size > bytes_max:
+            break
+        found.append(op)
+    return found

@@ -1,0 +1,204 @@
+"""State: what the node's thread knows, in memory over the index.
+
+Everything that was appended is here at once. Rows and pairs that the index does not hold yet
+are pinned or overlaid, and gathered in the open group's batch for the applier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from roost_crdt import logformat
+from roost_crdt.errors import CorruptData
+from roost_crdt.hlc import Hlc
+from roost_crdt.record import DecodedRow, RowOp
+from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_delta, join_row
+from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
+from roostd.index import Index
+from roostd.store.applier import Batch
+from roostd.store.memory import KeyRows, RowMemory, row_bytes
+
+KEY_VALUE_KINDS = (
+    logformat.KIND_SESSION,
+    logformat.KIND_SPEND,
+    logformat.KIND_OUTBOX,
+    logformat.KIND_CONSENSUS,
+    logformat.KIND_META,
+)
+_ITEM_BYTES = 200
+_QUARANTINED_MAX = 1_000
+
+
+class State:
+    """Rows, pairs and version vector up to the newest entry; `applied_seq` is in the index."""
+
+    def __init__(
+        self, index: Index, vv: dict[int, int], applied_seq: int, rows_memory_bytes: int
+    ) -> None:
+        self.index = index
+        self.vv = vv
+        self.applied_seq = applied_seq
+        self.clock = Hlc(max(vv.values(), default=0))
+        self.memory = RowMemory(rows_memory_bytes)
+        self.overlay: dict[int, dict[bytes, tuple[int, bytes | None]]] = {
+            kind: {} for kind in KEY_VALUE_KINDS
+        }
+        self.batch = Batch()
+        self.quarantined: dict[bytes, int] = {}
+        self.actors_reused = 0
+        self.corrupt_rows = 0
+        self._overlay_bytes = 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """About how many bytes wait in memory for the index."""
+        return self.memory.pinned_bytes + self._overlay_bytes
+
+    def held(self, key: bytes) -> KeyRows:
+        """A key's rows from memory or the index, damaged ones left out."""
+        held = self.memory.get(key)
+        if held is None:
+            held = self.load(key)
+            self.memory.add(key, held)
+        return held
+
+    def load(self, key: bytes) -> KeyRows:
+        """A key's rows from the index, for a key that is not pinned."""
+        type_code = 0
+        rows: Rows = {}
+        damaged: list[Part] = []
+        skip = len(key) + 1
+        for name, sealed in self.index.rows(key + b"\0"):
+            part = name[skip:]
+            try:
+                row_type, body = unseal(name, sealed)
+                rows[part] = decode_row(row_type, part, body)
+                type_code = row_type
+            except CorruptData:
+                damaged.append(part)
+                self.corrupt_rows += 1
+        return KeyRows(type_code, rows, frozenset(damaged))
+
+    def take(
+        self,
+        key: bytes,
+        held: KeyRows,
+        type_code: int,
+        changed: Delta,
+        bodies: Sequence[bytes],
+        seq: int,
+    ) -> None:
+        """Put joined rows into memory, pinned, and into the batch for the index."""
+        memory, rows, batch = self.memory, held.rows, self.batch
+        memory.pin(key, held)
+        held.seq = seq
+        held.type = type_code
+        prefix = key + b"\0"
+        size = 0
+        for (part, row), body in zip(changed.items(), bodies, strict=True):
+            before = rows.get(part)
+            size += row_bytes(row) - (0 if before is None else row_bytes(before))
+            rows[part] = row
+            batch.rows[prefix + part] = (type_code, body, row)
+        memory.grow(held, size)
+        batch.keys[key] = None
+
+    def join(self, ops: Sequence[RowOp], decoded: Sequence[DecodedRow], seq: int) -> None:
+        """Join foreign rows, key by key."""
+        deltas: dict[tuple[bytes, int], tuple[Delta, dict[Part, bytes]]] = {}
+        for op, (key, part, type_code, row) in zip(ops, decoded, strict=True):
+            delta, raw = deltas.setdefault((key, type_code), ({}, {}))
+            if part in delta:
+                row = _joined(type_code, part, delta[part], row)
+                op = op._replace(body=encode_row(type_code, part, row))
+            delta[part] = row
+            raw[part] = op.body
+        for (key, type_code), (delta, raw) in deltas.items():
+            held = self.held(key)
+            if held.type and held.type != type_code:
+                self._quarantine(key, len(delta))
+                continue
+            try:
+                changed = join_delta(type_code, held.rows, delta)
+            except StampReused as exc:
+                changed = exc.kept
+                self.actors_reused += 1
+            if not changed:
+                continue
+            held.damaged -= changed.keys()
+            bodies = [
+                raw[part] if row is delta[part] else encode_row(type_code, part, row)
+                for part, row in changed.items()
+            ]
+            self.take(key, held, type_code, changed, bodies, seq)
+
+    def _quarantine(self, key: bytes, operations: int) -> None:
+        if key in self.quarantined or len(self.quarantined) < _QUARANTINED_MAX:
+            self.quarantined[key] = self.quarantined.get(key, 0) + operations
+
+    def extend(self, actor: int, hlc: int) -> None:
+        """All records of `actor` up to `hlc` are held."""
+        self.vv[actor] = self.batch.vv[actor] = hlc
+        self.clock.observe(hlc)
+
+    def cover(self, vv: Mapping[int, int]) -> None:
+        """Rows are held that cover `vv`."""
+        for actor, hlc in vv.items():
+            if hlc > self.vv.get(actor, 0):
+                self.extend(actor, hlc)
+
+    def drop(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None, seq: int) -> None:
+        """Remove rows; `vv`, if given, replaces the version vector."""
+        batch = self.batch
+        for name in row_keys:
+            key, part = split_row_key(name)
+            held = self.held(key)
+            self.memory.pin(key, held)
+            held.seq = seq
+            row = held.rows.pop(part, None)
+            held.damaged -= {part}
+            if row is not None:
+                self.memory.grow(held, -row_bytes(row))
+            if not held.rows:
+                held.type = 0
+            batch.rows[name] = None
+            batch.keys[key] = None
+        if vv is not None:
+            # The index merges version vectors: what is not named any more goes back to 0.
+            batch.vv = {**dict.fromkeys(self.vv, 0), **vv}
+            self.vv = dict(vv)
+
+    def put(self, kind: int, items: Mapping[bytes, bytes | None], seq: int) -> None:
+        """Show pairs before the index does."""
+        overlay = self.overlay[kind]
+        for key, value in items.items():
+            before = overlay.get(key)
+            if before is not None:
+                self._overlay_bytes -= _item_bytes(key, before[1])
+            overlay[key] = (seq, value)
+            self._overlay_bytes += _item_bytes(key, value)
+        self.batch.items.setdefault(kind, {}).update(items)
+
+    def applied(self, batch: Batch) -> None:
+        """The index holds this batch now."""
+        self.applied_seq = batch.seq
+        self.memory.applied(batch.keys)
+        for kind, pairs in batch.items.items():
+            overlay = self.overlay[kind]
+            for key in pairs:
+                entry = overlay.get(key)
+                if entry is not None and entry[0] <= batch.seq:
+                    self._overlay_bytes -= _item_bytes(key, entry[1])
+                    del overlay[key]
+
+
+def _joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
+    try:
+        return join_row(type_code, part, mine, theirs)
+    except StampReused as exc:
+        kept: Row = exc.kept
+        return kept
+
+
+def _item_bytes(key: bytes, value: bytes | None) -> int:
+    return _ITEM_BYTES + len(key) + (0 if value is None else len(value))

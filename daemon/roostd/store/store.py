@@ -1,0 +1,515 @@
+"""Store: commit, accept, put, flush, and what reads need.
+
+The node calls everything from one thread. An entry goes into the open group and into memory at
+once; `flush` makes the group durable (one write, one fdatasync), and only then may anything be
+said to anybody. Two threads belong to the store: one applies groups to the index, one makes log
+segments ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from roost_crdt import digest, logformat
+from roost_crdt.errors import ActorReused, BadRequest, CorruptData, RoostError, TooLarge
+from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
+from roost_crdt.limits import Limits
+from roost_crdt.logformat import Entry
+from roost_crdt.record import (
+    CHAIN_START,
+    Record,
+    RowOp,
+    chain_next,
+    decode_record,
+    decode_rows,
+    encode_record,
+    record_hash,
+)
+from roost_crdt.rows import Delta, encode_row
+from roost_crdt.rows.layout import split_row_key
+from roostd.index import META_OWN, u64
+from roostd.log import StoreFailed
+from roostd.logrecovery import REPAIR
+from roostd.store import identity, reads
+from roostd.store.admission import Admission
+from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, Applier, Batch, load_digest
+from roostd.store.memory import KeyRows
+from roostd.store.opening import Opened, Recovery, new_actor, open_parts
+from roostd.store.state import KEY_VALUE_KINDS, State
+
+_ITEM_KEY_BYTES_MAX = 511
+_UNPIN_KEYS = 512
+_DRAIN_S = 30.0
+_RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
+_SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
+"""Written into the reserve of a full store too: without them a node cannot settle or step down."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
+_decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
+_decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
+
+
+class Store:
+    """Rows of global state, and the key/value databases of the other log entry kinds.
+
+    `seq` is the newest entry, `durable_seq` the newest synced, `applied_seq` the newest that
+    the index holds. `vv` covers `seq`. After a StoreFailed every write raises it again.
+    """
+
+    def __init__(self, opened: Opened, limits: Limits, size_max: int) -> None:
+        """Use `Store.open`."""
+        self.limits = limits
+        self.size_max = size_max
+        self.store_id = opened.store_id
+        self.actor = opened.actor
+        self.recovery: Recovery = opened.recovery
+        self.on_flush: list[Callable[[list[bytes]], None]] = []
+        self.on_failed: Callable[[StoreFailed], None] | None = None
+        self.schedule: Callable[[], None] | None = None
+        self.last_raw = b""
+        """The encoded record of the last `commit`."""
+        self._path = opened.index.path.parent
+        self._index = opened.index
+        self._log = opened.log
+        self._lock_fd = opened.lock_fd
+        self._state = State(opened.index, opened.vv, opened.applied_seq, limits.rows_memory_bytes)
+        self._chain = CHAIN_START
+        self._head = (0, CHAIN_START)
+        self._buckets, self._hours = load_digest(opened.index)
+        self._applied_vv = dict(opened.vv)
+        self._applier = Applier(
+            opened.index,
+            vv=opened.vv,
+            buckets=self._buckets,
+            hours=self._hours,
+            interval_ms=limits.apply_interval_ms,
+            keys_max=limits.apply_keys_max,
+        )
+        self._admission = Admission(
+            self._applier,
+            size_max=size_max,
+            pinned_bytes_max=limits.pinned_bytes_max,
+            pinned_bytes=self._pinned_bytes,
+        )
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        limits: Limits,
+        size_max: int,
+        log_retention: int,
+        now_ms: int,
+        random_bytes: Callable[[int], bytes],
+        policies_blob: bytes | None = None,
+    ) -> Store:
+        """Open or create the store in directory `path` and recover it; see `recovery`.
+
+        Raises StoreLocked (another daemon has it), CorruptData (damage; nothing was changed,
+        the text names place and remedy), ConfigError (written by another release).
+        """
+        opened = open_parts(
+            path, size_max=size_max, log_retention=log_retention, random_bytes=random_bytes
+        )
+        try:
+            store = cls(opened, limits, size_max)
+            store._replay()
+        except BaseException:
+            opened.log.close()
+            opened.index.close()
+            identity.unlock(opened.lock_fd)
+            raise
+        store._state.clock.observe(hlc_from_ms(now_ms))
+        store._applier.start()
+        if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
+            policies_blob
+        ):
+            store.put(logformat.KIND_META, {b"policies": policies_blob})
+            store.flush()
+        return store
+
+    def _replay(self) -> None:
+        """Take in again what the index does not hold, and settle under which head to go on."""
+        for entry in self._log.replay(self._state.applied_seq):
+            self._redo(entry)
+            self._state.batch.seq = entry.seq
+            self.recovery.replayed += 1
+        if self._log.head[0] != self.actor:
+            self._log.head = (self.actor, 0, CHAIN_START)
+        self._chain = self._log.head[2]
+        self._head = self._log.head[1:]
+        batch, self._state.batch = self._state.batch, Batch()
+        if batch.seq:
+            batch.position, batch.head = self._log.position, self._log.head
+            self._applier.offer(batch)
+
+    def _redo(self, entry: Entry) -> None:
+        state, raw = self._state, entry.raw
+        try:
+            if entry.kind == logformat.KIND_RECORD:
+                record = decode_record(raw, body_bytes_max=len(raw))
+                state.join(record.ops, list(decode_rows(record.ops)), entry.seq)
+                state.extend(record.actor, record.hlc)
+            elif entry.kind == logformat.KIND_ROWS:
+                ops, vv = _decode_rows_entry(raw)
+                state.join(ops, list(decode_rows(ops)), entry.seq)
+                state.cover(vv)
+            elif entry.kind == logformat.KIND_DROP:
+                row_keys, replaced = _decode_drop_entry(raw)
+                state.drop(row_keys, replaced, entry.seq)
+            else:
+                state.put(entry.kind, dict(_decode_items(raw)), entry.seq)
+        except (CorruptData, msgspec.MsgspecError) as exc:
+            raise CorruptData(
+                f"{self._path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
+            ) from exc
+
+    # Reading
+
+    def key_rows(self, key: bytes) -> KeyRows:
+        """The rows of a key (`type` 0: it has none), to be read only.
+
+        Raises CorruptData if stored rows of it are damaged; a neighbour's rows repair them.
+        """
+        held = self._state.held(key)
+        if held.damaged:
+            raise CorruptData(
+                f"{len(held.damaged)} stored rows of key {key!r} fail their checksum; they are "
+                f"not served before a neighbour repairs them, or {REPAIR}"
+            )
+        return held
+
+    def get(self, kind: int, key: bytes) -> bytes | None:
+        """One value of a kind's database."""
+        entry = self._state.overlay[kind].get(key)
+        return self._index.get(kind, key) if entry is None else entry[1]
+
+    def scan(
+        self, kind: int, prefix: bytes = b"", after: bytes = b"", limit: int = 1000
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` pairs of a kind in key order, with `prefix` and above `after`."""
+        return reads.pairs(self._state, kind, prefix, after, limit)
+
+    def keys(self, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
+        """Up to `limit` keys in order that have a value at `now_ms`; fewer: there are no more."""
+        return reads.live_keys(self._state, prefix, after, limit, now_ms)
+
+    def scan_rows(self, after_row_key: bytes, bytes_max: int) -> list[RowOp]:
+        """Rows in row key order above `after_row_key`, durable ones; empty at the end."""
+        self.flush()
+        return reads.rows_after(self._state, after_row_key, bytes_max)
+
+    def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes] | None:
+        """Durable records of `origin` that go on from `hlc`, as they were written, contiguous;
+        about `bytes_max`, at least one. Empty: there are none. None: the log does not hold
+        them any more (a snapshot does)."""
+        found = self._log.records_after(origin, hlc, bytes_max)
+        if found or self.vv.get(origin, 0) <= hlc or self._log.follows(origin, hlc):
+            return found
+        return None
+
+    # State
+
+    @property
+    def vv(self) -> dict[int, int]:
+        """Actor -> newest hlc held; covers `seq`."""
+        return self._state.vv
+
+    @property
+    def quarantined(self) -> dict[bytes, int]:
+        """Keys (at most 1,000) -> operations kept out because the key has another type."""
+        return self._state.quarantined
+
+    @property
+    def actors_reused(self) -> int:
+        """How often one stamp came with two bodies: two writers share an actor."""
+        return self._state.actors_reused
+
+    @property
+    def corrupt_rows(self) -> int:
+        """Stored rows that failed their checksum."""
+        return self._state.corrupt_rows + self._applier.corrupt_rows
+
+    @property
+    def seq(self) -> int:
+        """The newest log entry."""
+        return self._log.last_seq
+
+    @property
+    def durable_seq(self) -> int:
+        """The newest log entry that survives a crash."""
+        return self._log.durable_seq
+
+    @property
+    def applied_seq(self) -> int:
+        """The newest log entry that the index, and so a reader of shared memory, shows."""
+        if self._applier.done:
+            self._reap(_UNPIN_KEYS)
+        return self._state.applied_seq
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a group is open: `flush` is due."""
+        return bool(self._state.batch.seq)
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """`(hlc, chain)` of this store's own actor, durable: what neighbours may be told."""
+        return self._head
+
+    def chain_at(self, hlc: int) -> bytes | None:
+        """The own actor's chain at an earlier head; None if the log does not know that hlc."""
+        return self._log.chain_at(self.actor, hlc)
+
+    def full(self) -> str:
+        """Why writes are refused with Full at the moment; "" if they are not."""
+        return self._admission.why_full() or self._log.problem
+
+    def bytes_used(self) -> int:
+        """Bytes of `size_max` in use."""
+        return self._applier.room.used
+
+    def log_bytes(self) -> int:
+        """Bytes of the log's files."""
+        return self._log.bytes_used()
+
+    def digest(self, now_ms: int | None = None) -> tuple[int, str]:
+        """`(applied_seq, root)` of what the index holds; hours due at `now_ms` are left out."""
+        self._reap(_UNPIN_KEYS)
+        now_ms = hlc_ms(self._state.clock.last) if now_ms is None else now_ms
+        return self._state.applied_seq, digest.root(self._buckets, self._hours, now_ms)
+
+    def digest_buckets(self) -> tuple[dict[int, int], list[int]]:
+        """The version vector that the index covers, and the sum of each bucket there."""
+        self._reap(_UNPIN_KEYS)
+        return dict(self._applied_vv), list(self._buckets)
+
+    # Writing
+
+    def stamp(self, now_ms: int) -> Stamp:
+        """The own actor's next stamp: above all that this store wrote or saw."""
+        return self._state.clock.tick(now_ms), self.actor
+
+    def commit(
+        self, stamp: Stamp, ops: Sequence[tuple[bytes, int, Delta]], *, shrinks: bool = False
+    ) -> Record:
+        """Write `(key, type, delta)` operations as one record under `stamp`.
+
+        Each delta is joined with the key's rows already (as the row modules return them). In
+        memory at once; durable after `flush`. Raises Full, Busy, TooLarge, StoreFailed before
+        anything changes. `shrinks`: a delete, admitted into the reserve of a full store.
+        """
+        hlc, actor = stamp
+        held = self.vv.get(actor, 0)
+        assert actor == self.actor
+        assert hlc > held
+        row_ops: list[RowOp] = []
+        size = 0
+        for key, type_code, delta in ops:
+            prefix = key + b"\0"
+            for part, row in delta.items():
+                body = encode_row(type_code, part, row)
+                row_ops.append(RowOp(prefix + part, type_code, body))
+                size += len(prefix) + len(part) + len(body)
+        assert row_ops
+        record = Record(actor, hlc, held, tuple(row_ops))
+        raw = encode_record(record)
+        if len(raw) > self.limits.body_bytes_max:
+            raise TooLarge(
+                f"the write has {len(raw)} bytes; at most {self.limits.body_bytes_max} "
+                "(limits.body_max)"
+            )
+        seq = self._append(logformat.KIND_RECORD, raw, len(row_ops), size, shrinks, actor, hlc)
+        self._chain = chain_next(self._chain, record_hash(raw))
+        self._log.head = (actor, hlc, self._chain)
+        state, at = self._state, 0
+        for key, type_code, delta in ops:
+            if delta:
+                bodies = [op.body for op in row_ops[at : at + len(delta)]]
+                at += len(delta)
+                state.take(key, state.held(key), type_code, delta, bodies, seq)
+        state.extend(actor, hlc)
+        self.last_raw = raw
+        return record
+
+    def accept(self, raw: bytes, record: Record) -> bool:
+        """Take a neighbour's record, verbatim, iff it extends the version vector.
+
+        Operations on a key of another type are quarantined (counted); the record counts as
+        held. Raises CorruptData, ActorReused (the record claims this store's own actor), Full,
+        Busy, TooLarge, StoreFailed before anything changes.
+        """
+        actor, hlc = record.actor, record.hlc
+        if not record.prev_hlc <= self.vv.get(actor, 0) < hlc:
+            return False
+        if actor == self.actor:
+            raise ActorReused(
+                f"a neighbour holds records of actor {actor} up to {hlc}, which this store never "
+                f"wrote (it is at {self.vv.get(actor, 0)}): rolled back or cloned"
+            )
+        decoded = list(decode_rows(record.ops))
+        size = len(raw)
+        seq = self._append(logformat.KIND_RECORD, raw, len(decoded), size, False, actor, hlc)
+        self._state.join(record.ops, decoded, seq)
+        self._state.extend(actor, hlc)
+        return True
+
+    def accept_rows(self, ops: Sequence[RowOp], vv: Mapping[int, int]) -> None:
+        """Join snapshot or repair rows; `vv`: what they cover ({} while more are to come)."""
+        decoded = list(decode_rows(ops))
+        raw = _encode((ops, vv))
+        seq = self._append(logformat.KIND_ROWS, raw, len(decoded), len(raw), False)
+        self._state.join(ops, decoded, seq)
+        self._state.cover(vv)
+
+    def drop_rows(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None = None) -> None:
+        """Remove rows for good: dead ones at a collection, replicated ones before a reseed.
+
+        `vv`, if given, replaces the version vector.
+        """
+        for name in row_keys:
+            split_row_key(name)
+        raw = _encode((list(row_keys), None if vv is None else dict(vv)))
+        seq = self._append(logformat.KIND_DROP, raw, len(row_keys), len(raw), True)
+        self._state.drop(row_keys, vv, seq)
+
+    def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int:
+        """Write (None: delete) pairs of one kind's database, all or nothing; the entry's seq.
+
+        Raises BadRequest, Full, Busy, TooLarge, StoreFailed before anything changes.
+        """
+        for key in items:
+            if not 0 < len(key) <= _ITEM_KEY_BYTES_MAX:
+                raise BadRequest(f"a key of {len(key)} bytes; 1 to {_ITEM_KEY_BYTES_MAX} fit")
+            if kind == logformat.KIND_META and (key in META_OWN or key.startswith(_RESERVED_META)):
+                raise BadRequest(f"meta {key!r} belongs to the store")
+        assert kind in KEY_VALUE_KINDS
+        assert items
+        raw = _encode(list(items.items()))
+        small = kind in _SMALL_KINDS or not any(items.values())
+        seq = self._append(kind, raw, len(items), len(raw), small)
+        self._state.put(kind, items, seq)
+        return seq
+
+    def flush(self) -> None:
+        """Make the open group durable, then call `on_flush` with the keys that it changed.
+
+        Nothing to do: returns at once. StoreFailed is final; `on_failed` has been called.
+        """
+        batch = self._state.batch
+        if not batch.seq:
+            if self._log.failed is not None:
+                raise self._log.failed
+            return
+        try:
+            if self._applier.failed is not None:
+                self._log.fail(f"applying the log to the index failed: {self._applier.failed}")
+            self._log.sync()
+        except StoreFailed as exc:
+            self._report(exc)
+            raise
+        self._state.batch = Batch()
+        batch.position, batch.head = self._log.position, self._log.head
+        self._head = self._log.head[1:]
+        self._applier.offer(batch)
+        self._reap(_UNPIN_KEYS)
+        if batch.keys:
+            keys = list(batch.keys)
+            for callback in self.on_flush:
+                callback(keys)
+
+    def renew_actor(self, random_bytes: Callable[[int], bytes]) -> int:
+        """Give up the actor and write under a new one, which is durable when this returns.
+
+        For a store that neighbours found rolled back or cloned (DESIGN 12.4); returns the old
+        actor, whose records come back from neighbours as anybody else's.
+        """
+        self.flush()
+        before, self.actor = self.actor, new_actor(random_bytes)
+        self._index.write((), {logformat.KIND_META: [(b"actor", u64(self.actor))]})
+        self._chain = CHAIN_START
+        self._log.head = (self.actor, 0, CHAIN_START)
+        self._head = (0, CHAIN_START)
+        return before
+
+    def close(self, clean: bool = True) -> None:
+        """Stop. `clean`: flush and apply everything first, and mark the store so.
+
+        Afterwards another process may open it. Raises StoreFailed if the last flush failed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if clean:
+                self.flush()
+                clean = self._applier.drain(_DRAIN_S)
+            self._applier.stop()
+            self._log.close()
+            if clean:
+                identity.mark_clean(self._path, self.store_id)
+        finally:
+            self._applier.stop()
+            self._log.close()
+            self._index.close()
+            identity.unlock(self._lock_fd)
+
+    def _append(
+        self,
+        kind: int,
+        raw: bytes,
+        rows: int,
+        size: int,
+        shrinks: bool,
+        origin: int = 0,
+        hlc: int = 0,
+    ) -> int:
+        """Admit and append an entry; nothing has changed if this raises."""
+        if self._log.failed is not None:
+            raise self._log.failed
+        self._admission.admit(rows, size, shrinks)
+        try:
+            seq = self._log.append(kind, raw, origin, hlc)
+        except StoreFailed as exc:
+            self._report(exc)
+            raise
+        except RoostError:
+            self._admission.applied(rows, size)
+            raise
+        batch = self._state.batch
+        if not batch.seq and self.schedule is not None:
+            self.schedule()
+        batch.seq = seq
+        batch.ops += rows
+        batch.bytes += size
+        return seq
+
+    def _report(self, exc: StoreFailed) -> None:
+        if self.on_failed is not None:
+            callback, self.on_failed = self.on_failed, None
+            callback(exc)
+
+    def _pinned_bytes(self) -> int:
+        self._reap(1 << 30)
+        return self._state.pinned_bytes
+
+    def _reap(self, unpin_max: int) -> None:
+        """Take over what the applier has done; unpin at most `unpin_max` keys."""
+        done = self._applier.done
+        while done:
+            applied = done.popleft()
+            batch = applied.batch
+            self._applied_vv.update(batch.vv)
+            for bucket, amount in applied.buckets.items():
+                self._buckets[bucket] = amount
+            self._hours.update(applied.hours)
+            self._state.applied(batch)
+            self._admission.applied(batch.ops, batch.bytes)
+            self._log.trim(batch.seq)
+        self._state.memory.unpin(self._state.applied_seq, unpin_max)
