@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost_crdt.policy import DEFAULT_POLICIES
-from roostd.keyring import Keyring
+from roostd import keyring
 
 NAMES = ("eu", "us", "ap", "sa", "af", "me")
 ROUND_TRIPS_MS = {("ap", "eu"): 180, ("ap", "us"): 160, ("eu", "us"): 80}
@@ -103,7 +103,8 @@ class Regions:
         pairs = [(a, b) for a in self.names for b in self.names if a != b]
         ports = free_ports(3 * len(self.names) + len(pairs))
         for name in self.names:
-            self.regions[name] = Region(name, self.folder / name, *(ports.pop() for _ in range(3)))
+            resp, http, gossip = ports.pop(), ports.pop(), ports.pop()
+            self.regions[name] = Region(name, self.folder / name, resp, http, gossip)
         doors = {}
         for a, b in pairs:
             door = doors[a, b] = ports.pop()
@@ -206,7 +207,7 @@ class Regions:
         region = self.regions[name]
         region.folder.mkdir()
         keys = region.folder / "keys"
-        Keyring.generate(keys, f"{region.node}-{secrets.token_hex(4)}")
+        keyring.generate(keys, f"{region.node}-{secrets.token_hex(4)}")
         (region.folder / "policies.toml").write_text(DEFAULT_POLICIES + EXTRA_POLICIES)
         neighbours = "".join(
             f'[[neighbour]]\nid = "{self.regions[other].node}"\nurl = "ws://127.0.0.1:{door}"\n'

@@ -9,10 +9,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import roost
 from roost import aio
+from roost.requests import Request
 from roost_crdt.errors import Exhausted
-from roost_crdt.policy import PolicyTable
+from roost_crdt.policy import DEFAULT_POLICIES, PolicyTable
+from roostd.cli.daemon import readable
 from roostd.demo.regions import EXTRA_POLICIES, Regions, round_trip_ms
 from roostd.demo.report import Report, percentile, shown_ms
 from roostd.demo.transcript import Turn
@@ -72,8 +73,6 @@ class Story:
     def policies(self) -> None:
         """The policy table, sorted by consistency."""
         self._report.scene("Each key gets the cheapest consistency that is still right")
-        from roost_crdt.policy import DEFAULT_POLICIES
-
         table = PolicyTable.parse(DEFAULT_POLICIES + EXTRA_POLICIES, "policies.toml")
         order = {"session-local": 0, "eventually-global": 1, "linearizable": 2}
         policies = sorted(table.policies.values(), key=lambda p: (order[p.consistency], p.name))
@@ -234,7 +233,7 @@ class Story:
         names = self._regions.names
         host = self._regions.consensus_host
         self._report.scene("A quota: linearizable, spent locally out of grants")
-        await self._clients["eu"].run(roost.requests.quota_set(QUOTA, QUOTA_LIMIT))
+        await self._ask("eu", "ROOST.QUOTA", "SET", QUOTA, QUOTA_LIMIT)
         spent = dict.fromkeys(names, 0)
 
         async def spend(name: str, most: int) -> None:
@@ -416,13 +415,16 @@ class Story:
         return len(calls)
 
     async def _rows_at(self, name: str) -> dict[str, dict[str, Any]]:
-        rows = await self._clients[name].run(roost.requests.sessions("", 100))
+        rows = await self._ask(name, "ROOST.SESSIONS", "", 100)
         return {row["sid"]: row for row in rows}
 
     async def _cluster(self, name: str) -> dict[str, Any]:
-        status = await self._clients[name].run(roost.requests.status())
+        status = await self._ask(name, "ROOST.STATUS")
         assert isinstance(status, dict), "ROOST.STATUS answers a map"
         return status
+
+    async def _ask(self, name: str, *command: str | bytes | int) -> Any:
+        return readable(await self._clients[name].run(Request((command,), lambda reply: reply)))
 
 
 async def timed(call: Callable[[], Awaitable[Any]]) -> float:

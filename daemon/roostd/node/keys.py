@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from roostd.store import Store
-
 from roost_crdt import values
 from roost_crdt.errors import BadRequest, TooLarge, Unsupported, WrongType
 from roost_crdt.hlc import Stamp
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
+from roost_crdt.record import Record
 from roost_crdt.rows import Delta, Rows, counter, layout, rate, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
+from roostd.store import Store
 
 Leaf = bytes | str
 
@@ -42,11 +42,13 @@ class Keys:
     def __init__(
         self,
         store: Store,
+        committed: Callable[[Record], None],
         policies: Callable[[], PolicyTable],
         now_ms: Callable[[], int],
         limits: Limits,
     ) -> None:
         self._store = store
+        self._committed = committed
         self._policies = policies
         self._now_ms = now_ms
         self._limits = limits
@@ -290,7 +292,7 @@ class Keys:
             ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
             if ops:
                 assert stamp is not None, "a batch with writes has a stamp"
-                self._store.commit(stamp, ops)
+                self._committed(self._store.commit(stamp, ops))
 
     # --- inside ---
 
@@ -328,7 +330,8 @@ class Keys:
             ends_ms = self._policy_expiry(policy)
             delta = delta | _EXPIRE[policy.row_type]({**rows, **delta}, stamp, ends_ms)
         if self._batch is None:
-            self._store.commit(stamp, [(key, policy.row_type, delta)])
+            if delta:
+                self._committed(self._store.commit(stamp, [(key, policy.row_type, delta)]))
             return
         _, _, earlier = self._batch.get(key, (0, rows, {}))
         self._batch[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})

@@ -293,7 +293,7 @@ class Local:
             for field_name, value in values.items():
                 if len(field_name.encode()) > self._context.limits.field_bytes_max:
                     raise BadRequest(f"put.{name}: a field name is too long")
-                key, leaf = fold.field_entry(
+                key, leaf = live.fold.put_field(
                     name, field_name, live.meta.epoch, value, self._context.now_ms()
                 )
                 fields[key] = leaf

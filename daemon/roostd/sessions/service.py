@@ -56,7 +56,7 @@ class Sessions:
     """
 
     def __init__(self, context: Context, random_sid: Callable[[], str]) -> None:
-        self._context = context
+        self.context = self._context = context
         self._random_sid = random_sid
         self.stream = Stream(context)
         self._local = Local(context, self.stream)
@@ -157,7 +157,7 @@ class Sessions:
         request = types.Fork(new_sid=self._random_sid(), sid=sid, token=token, at=at)
         return cast("types.Opened", await self.do(request))
 
-    def list(self, after: str, limit: int) -> list[dict[str, Any]]:
+    async def list(self, after: str, limit: int) -> list[dict[str, Any]]:
         """Sessions held here, in order of id."""
         rows = []
         for stored in self._context.table.heads(after, limit):
@@ -255,13 +255,13 @@ class Sessions:
                 return self._local.opened(live, created=True)
         context.check_lives(meta)
         if meta.home == context.node:
-            live = context.live(sid)
-            if live is None:
+            held = context.live(sid)
+            if held is None:
                 return await self._lost(request, meta)
-            await self._takeover.confirm(live)
-            if live.meta.home == context.node:
+            await self._takeover.confirm(held)
+            if held.meta.home == context.node:
                 served_by: ServedBy = "home" if hops == 0 else "forwarded"
-                return await self._at_home(live, request, claims, served_by, origin)
+                return await self._at_home(held, request, claims, served_by, origin)
         copy = self._read_copy(sid, request, claims)
         if copy is not None:
             return copy

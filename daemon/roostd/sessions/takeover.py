@@ -34,7 +34,7 @@ class Takeover:
             running.add_done_callback(lambda _: self._running.pop(sid, None))
         return await asyncio.shield(running)
 
-    async def _trytake_over(self, sid: str) -> bool:
+    async def _try_take_over(self, sid: str) -> bool:
         context = self._context
         meta = context.meta(sid)
         assert meta is not None, "a takeover is of a session held here"

@@ -1,0 +1,446 @@
+"""One daemon: opens the store, links to the neighbours, and hands each room what it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import random
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from roost_crdt import logformat
+from roost_crdt.errors import BadToken
+from roost_crdt.frames import Greeting
+from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.policy import PolicyTable, refuse_changes
+from roost_crdt.record import Record
+from roost_crdt.replica import Replica
+from roostd import wire
+from roostd.config import Config, load_credentials, load_policies
+from roostd.consensus.base import Table
+from roostd.consensus.witness import Witness
+from roostd.gossip import Events, Gossip, StoreHooks
+from roostd.keyring import Keyring
+from roostd.metrics import registry
+from roostd.node.backends import consensus_backend
+from roostd.node.groups import Groups
+from roostd.node.keys import Keys
+from roostd.node.linear import Linear
+from roostd.node.neighbours import Links
+from roostd.node.quotas import Quotas
+from roostd.node.watch import Callback, Watchers
+from roostd.rpc import Rpc
+from roostd.sessions import Context, Sessions, SessionTable
+from roostd.store import Store
+
+log = logging.getLogger("roostd.node")
+
+TICK_S = 0.25
+DRAIN_DEADLINE_MS = 8_000
+SID_BYTES = 12
+_CHAIN = struct.Struct(">QQ16s")
+
+
+def wall_ms() -> int:
+    """Wall-clock milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class _SessionRows:
+    """The store's SESSION database, as sessions use it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._store.get(logformat.KIND_SESSION, key)
+
+    def scan(self, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return self._store.scan(logformat.KIND_SESSION, prefix, after, limit)
+
+    def put(self, items: Mapping[bytes, bytes | None]) -> int:
+        return self._store.put(logformat.KIND_SESSION, items)
+
+
+class Node:
+    """A running daemon without its faces (roostd.api puts them on)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.limits = limits_of(config)
+        self.policies: PolicyTable = load_policies(config)
+        self.credentials = load_credentials(config)
+        self.metrics = registry(self.cluster)
+        self._watchers = Watchers(self.limits)
+        self._stopped: asyncio.Future[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._told: tuple[int, tuple[bytes, Mapping[int, int]]] | None = None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Open the store and the links. Raises ConfigError, CorruptData, StoreLocked, OSError."""
+        config = self.config
+        self._stopped = asyncio.get_running_loop().create_future()
+        self.store = Store.open(
+            config.node.data,
+            limits=self.limits,
+            size_max=config.store.size_max,
+            log_retention=config.store.log_retention,
+            now_ms=wall_ms(),
+            random_bytes=os.urandom,
+            policies_blob=self.policies.text.encode(),
+        )
+        self._say_recovery()
+        self.store.on_failed = self._store_failed
+        self.store.on_flush.append(self._watchers.changed)
+        self.groups = Groups(self.store, self._store_failed)
+        self.keyring = Keyring.load(
+            config.token.keys,
+            node=config.node.id,
+            audience=config.node.cluster,
+            limits=self.limits,
+        )
+        self._wire_links()
+        self._wire_keys()
+        self._wire_sessions()
+        await self.consensus.start()
+        await self.quotas.start()
+        await self.rpc.start()
+        await self.gossip.start()
+        self._ticking = asyncio.create_task(self._tick(), name="node tick")
+
+    def _wire_links(self) -> None:
+        config, store = self.config, self.store
+        tls = None
+        if config.gossip.tls:
+            cert, key, ca = config.gossip.cert, config.gossip.key, config.gossip.ca
+            assert cert is not None
+            assert key is not None
+            assert ca is not None
+            tls = wire.Tls(cert, key, ca)
+        replica = Replica(
+            node=config.node.id,
+            region=config.node.region,
+            cluster=config.node.cluster,
+            store_id=store.store_id,
+            actor=store.actor,
+            vv=store.vv,
+            limits=self.limits,
+            policy_hashes=self.policies.hashes(),
+            public_keys=self.keyring.public_keys(),
+            public=config.node.public or "",
+        )
+        neighbours = [(n.id, n.url) for n in config.neighbours]
+        self.rpc = Rpc(
+            node=config.node.id,
+            region=config.node.region,
+            cluster=config.node.cluster,
+            neighbours=neighbours,
+            routes=replica.routes,
+            tls=tls,
+            limits=self.limits,
+        )
+        self.gossip = Gossip(
+            replica=replica,
+            store=StoreHooks(
+                accept=store.accept,
+                accept_rows=store.accept_rows,
+                flush=self.groups.flush,
+                vv=lambda: store.vv,
+                records_after=store.records_after,
+                scan_rows=store.scan_rows,
+                digest=self._digest,
+                chain=lambda: store.head if store.head[0] else None,
+            ),
+            events=Events(
+                link_up=self._link_up,
+                link_down=self._link_down,
+                session=self._session_frame,
+                rollback=self._rollback,
+                chain=self._keep_chain,
+                head_of=self._chain_of,
+            ),
+            wall_ms=wall_ms,
+            listen=config.listen.gossip,
+            neighbours=neighbours,
+            tls=tls,
+            rpc_handler=self.rpc.accepted,
+        )
+
+    def _wire_keys(self) -> None:
+        config = self.config
+
+        def table(kind: int) -> Table:
+            return Table(
+                get=lambda key: self.store.get(kind, key),
+                scan=lambda prefix, after, limit: self.store.scan(kind, prefix, after, limit),
+                put=lambda items: self.store.put(kind, items),
+                durable=self.groups.durable,
+            )
+
+        self.keys = Keys(
+            self.store, self._committed, lambda: self.policies, self.now_ms, self.limits
+        )
+        spends = table(logformat.KIND_SPEND)
+        self.consensus = consensus_backend(
+            config, table(logformat.KIND_CONSENSUS), Witness(spends), self.rpc, self.limits
+        )
+        deadline_ms = config.consensus.deadline_ms
+        self.linear = Linear(
+            self.consensus,
+            policies=lambda: self.policies,
+            now_ms=self.now_ms,
+            random=random.random,
+            deadline_ms=deadline_ms,
+            limits=self.limits,
+        )
+        self.quotas = Quotas(
+            self.consensus,
+            spends=spends,
+            outbox=table(logformat.KIND_OUTBOX),
+            node=config.node.id,
+            actor=self.store.actor,
+            policies=lambda: self.policies,
+            now_ms=self.now_ms,
+            random_bytes=os.urandom,
+            nodes=lambda: 1 + len(self.gossip.links()),
+            deadline_ms=deadline_ms,
+            limits=self.limits,
+        )
+
+    def _wire_sessions(self) -> None:
+        config = self.config
+        self.sessions = Sessions(
+            Context(
+                node=config.node.id,
+                region=config.node.region,
+                cluster=config.node.cluster,
+                actor=self.store.actor,
+                table=SessionTable(_SessionRows(self.store)),
+                policies=lambda: self.policies,
+                keyring=self.keyring,
+                limits=self.limits,
+                now_ms=self.now_ms,
+                neighbours=Links(self.gossip, self.rpc),
+                durable=self.groups.durable,
+                token_ttl_s=config.token.ttl_s,
+                takeover_after_ms=config.session.takeover_after_ms,
+                follow_after_turns=config.session.follow_after_turns,
+            ),
+            random_sid=lambda: "s-" + os.urandom(SID_BYTES).hex(),
+        )
+        for method, handler in self.sessions.methods().items():
+            self.rpc.register(method, handler)
+        self.groups.after_each(self.sessions.stream.after_flush)
+
+    async def stop(self) -> None:
+        """Give back what can be given back, close links and the store."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        await self.quotas.stop()
+        await self.sessions.stop()
+        await self.consensus.stop()
+        await self.gossip.stop()
+        await self.rpc.stop()
+        self.groups.flush()
+        self.store.close()
+
+    async def run_until_stopped(self) -> None:
+        """Return never, unless the store failed: then raises StoreFailed."""
+        assert self._stopped is not None, "the node is started"
+        await self._stopped
+
+    async def drain(self) -> int:
+        """Hand every session to its standby; how many remain here."""
+        return await self.sessions.handover.drain(DRAIN_DEADLINE_MS)
+
+    def reload(self) -> None:
+        """Read policies, keys and credentials again. Raises ConfigError; then the old ones stay."""
+        policies = load_policies(self.config)
+        credentials = load_credentials(self.config)
+        refuse_changes(self.policies, policies, self._has_keys)
+        self.keyring.reload()
+        self.policies, self.credentials = policies, credentials
+        self.store.put(logformat.KIND_META, {b"policies": policies.text.encode()})
+        replica = self.gossip.replica
+        replica.policy_hashes = policies.hashes()
+        replica.public_keys = self.keyring.public_keys()
+
+    def _has_keys(self, policy: str) -> bool:
+        name = policy.encode()
+        return any(
+            key == name or key.startswith(name + b":")
+            for key in self.store.keys(name, b"", 2, self.now_ms())
+        )
+
+    # --- what faces ask ---
+
+    def now_ms(self) -> int:
+        return wall_ms()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is written that is not durable yet."""
+        return self.groups.pending
+
+    async def durable(self) -> None:
+        await self.groups.durable()
+
+    def on_durable(self, callback: Callable[[], None]) -> None:
+        self.groups.on_durable(callback)
+
+    def watch(self, prefix: bytes, callback: Callback) -> Callable[[], None]:
+        return self._watchers.watch(prefix, callback)
+
+    def lag_ms(self) -> int:
+        return self.gossip.lag_ms()
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether this node should get traffic, and why not."""
+        if self._stopped is None or self._ticking is None:
+            return False, "starting"
+        if self._stopped.done():
+            return False, "the store has failed"
+        return True, "ready"
+
+    def hello(self) -> dict[str, Any]:
+        """What a client on this machine needs to read the index itself."""
+        return {
+            "node": self.config.node.id,
+            "region": self.config.node.region,
+            "cluster": self.config.node.cluster,
+            "data": str(self.config.node.data.resolve()),
+            "store_id": self.store.store_id,
+            "pid_ns": _pid_namespace(),
+            "seq": self.store.durable_seq,
+            "applied_seq": self.store.applied_seq,
+        }
+
+    def cluster(self) -> dict[str, Any]:
+        """GET /v1/cluster."""
+        store = self.store
+        _, root = store.digest()
+        links = [
+            {
+                "peer": link.peer,
+                "region": link.region,
+                "state": link.state,
+                "mode": link.mode,
+                "rtt_ms": link.rtt_ms,
+                "lag_ms": link.lag_ms,
+                "lag_records": link.lag_records,
+                "received": link.received,
+                "duplicates": link.duplicates,
+                "last_error": link.last_error or None,
+            }
+            for link in self.gossip.links()
+        ]
+        return {
+            "node": self.config.node.id,
+            "region": self.config.node.region,
+            "cluster": self.config.node.cluster,
+            "actor": f"{store.actor:016x}",
+            "converged": self.gossip.converged(),
+            "digest": root,
+            "version_vector": {f"{actor:016x}": hlc for actor, hlc in sorted(store.vv.items())},
+            "links": links,
+            "members": [self.config.node.id, *(link["peer"] for link in links)],
+            "consensus": self.consensus.status().as_dict(),
+            "store": {
+                "bytes": store.bytes_used(),
+                "size_max": store.size_max,
+                "seq": store.seq,
+                "durable_seq": store.durable_seq,
+                "applied_seq": store.applied_seq,
+            },
+            "sessions": self.sessions.counts(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        return self.cluster()
+
+    # --- events ---
+
+    def _committed(self, record: Record) -> None:
+        self.gossip.committed(record, self.store.last_raw)
+
+    def _link_up(self, peer: str, greeting: Greeting) -> None:
+        try:
+            self.keyring.add_peer_keys(peer, greeting.public_keys)
+        except BadToken as error:
+            log.warning("the public keys of %s are not taken: %s", peer, error)
+        self.sessions.on_link_up(peer)
+
+    def _link_down(self, peer: str) -> None:
+        log.info("link to %s is down", peer)
+
+    def _session_frame(self, peer: str, payload: bytes) -> None:
+        self.sessions.stream.on_frame(peer, payload)
+        if not self.groups.pending:
+            self.sessions.stream.after_flush()
+
+    def _rollback(self, peer: str, actor: int, hlc: int) -> None:
+        log.error(
+            "%s knows actor %016x up to %d, further than this store: it was rolled back or "
+            "cloned; a new actor is taken",
+            peer,
+            actor,
+            hlc,
+        )
+        self.store.renew_actor(os.urandom)
+        self.sessions.context.actor = self.store.actor
+        self.gossip.new_actor(self.store.actor)
+
+    def _keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
+        value = _CHAIN.pack(actor, hlc, chain)
+        self.store.put(logformat.KIND_META, {b"chain:" + peer.encode(): value})
+
+    def _chain_of(self, peer: str) -> tuple[int, int, bytes] | None:
+        raw = self.store.get(logformat.KIND_META, b"chain:" + peer.encode())
+        if raw is None:
+            return None
+        actor, hlc, chain = _CHAIN.unpack(raw)
+        return actor, hlc, chain
+
+    def _digest(self) -> tuple[bytes, Mapping[int, int]] | None:
+        seq, root = self.store.digest()
+        if self._told is None or self._told[0] != seq:
+            self._told = (seq, (bytes.fromhex(root), self.store.digest_buckets()[0]))
+        return self._told[1]
+
+    def _store_failed(self, error: BaseException) -> None:
+        log.critical("the store failed; nothing more is acknowledged: %s", error)
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_exception(error)
+
+    def _say_recovery(self) -> None:
+        recovery = self.store.recovery
+        log.info("store opened: %s", recovery)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.sessions.tick()
+            if not self.groups.pending:
+                self.sessions.stream.after_flush()
+
+
+def _pid_namespace() -> int:
+    path = Path("/proc/self/ns/pid")
+    return path.stat().st_ino if path.exists() else 0
+
+
+def limits_of(config: Config) -> Limits:
+    """The bounds in force: the defaults with [limits] of the configuration."""
+    return dataclasses.replace(
+        DEFAULT_LIMITS,
+        value_bytes_max=config.limits.value_max,
+        body_bytes_max=config.limits.body_max,
+    )
