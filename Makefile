@@ -1,0 +1,78 @@
+# make demo    three regions on this machine, a real conversation, a lost region
+# make test    the whole suite, as CI runs it
+#
+# Both work in a fresh clone with Python >= 3.11, make and a package index. What they need goes
+# into .venv, installed anew when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+WORKERS ?= 2
+SEEDS ?= 20
+VENV := .venv
+BIN := $(VENV)/bin
+HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
+RUN_STAMP := $(VENV)/.run-$(HASH)
+TEST_STAMP := $(VENV)/.test-$(HASH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit process simulate soak clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@echo "also: lint types unit process simulate soak clean"
+
+demo: $(RUN_STAMP)
+	@exec $(BIN)/roost demo $(DEMO)
+
+test: lint types unit process simulate
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(TEST_STAMP)
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+
+unit: $(TEST_STAMP)
+	$(BIN)/pytest -q -n $(WORKERS) --ignore=tests/process $(TESTS)
+
+process: $(TEST_STAMP)
+	$(BIN)/pytest -q tests/process $(TESTS)
+
+simulate: $(TEST_STAMP)
+	$(BIN)/python -m roost_sim --seeds $(SEEDS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(1): what to install, $(2): the stamp that says so.
+define install
+@set -e; \
+if command -v uv >/dev/null 2>&1; then \
+	echo "installing into $(VENV) with uv"; \
+	[ -x $(BIN)/python ] || uv venv --quiet --python '>=3.11' $(VENV); \
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '$(1)'; \
+else \
+	command -v $(PYTHON) >/dev/null 2>&1 || \
+		{ echo "roost needs Python 3.11 or newer: install python3"; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "roost needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "this Python has no venv: apt-get install python3-venv, or install uv"; exit 1; }; \
+	echo "installing into $(VENV)"; \
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '$(1)'; \
+fi; \
+touch $(2)
+endef
+
+$(RUN_STAMP): pyproject.toml constraints.txt
+	$(call install,.,$@)
+
+$(TEST_STAMP): pyproject.toml constraints.txt
+	$(call install,.[test],$@)
+	@touch $(RUN_STAMP)
