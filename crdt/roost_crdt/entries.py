@@ -31,6 +31,8 @@ TURN_MAX = (1 << 32) - 1
 NODE_BYTES_MAX = 128
 CALL_BYTES_MAX = 512
 _MS_MAX = 1 << 48
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be (text that is not UTF-8 too)."""
 _STEPS = ("begun", "failed", "finished")
 
 
@@ -159,7 +161,7 @@ def read_turn(key: str, leaf: bytes) -> TurnEntry:
         raise CorruptData(f"entry {key!r} counts turns from 1")
     try:
         body = _decode_turn(leaf)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(key, error) from error
     parent = body.parent
     if parent is not None and (parent >= (n, node, turn) or parent[2] != turn - 1):
@@ -175,7 +177,7 @@ def read_summary(key: str, leaf: bytes) -> Summary:
     read_place(key)
     try:
         body = _decode_summary(leaf)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(key, error) from error
     return Summary(body.covers, body.message)
 
@@ -189,7 +191,7 @@ def read_step(key: str, leaf: bytes) -> tuple[CallPlace, CallLeaf]:
         raise CorruptData("the key of a call's step is too long")
     try:
         body = _decode_call(leaf)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(key, error) from error
     if not (0 < body.stamp[0] <= EPOCH_MAX and 0 <= body.stamp[1] < _MS_MAX):
         raise CorruptData(f"entry {key!r} has no such stamp")
@@ -204,7 +206,7 @@ def read_field(key: str | None, leaf: bytes) -> FieldLeaf:
         raise CorruptData(f"field {key!r} has no policy")
     try:
         body = _decode_field(leaf)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(key or "of a field", error) from error
     if not (0 < body.n <= EPOCH_MAX and body.node and 0 <= body.at_ms < _MS_MAX):
         raise CorruptData(f"a value of field {key!r} has no such epoch or time")

@@ -97,6 +97,11 @@ class Keyring:
         """The keys in `directory`, for tokens that `node` issues to cluster `audience`."""
         return cls(directory, node=node, audience=audience, limits=limits)
 
+    @staticmethod
+    def generate(directory: Path, kid: str) -> Path:
+        """See `roostd.keyring.generate`."""
+        return generate(directory, kid)
+
     def reload(self) -> None:
         """Read the directory again. Raises ConfigError; the old keys stay in force then."""
         self._files = _read_directory(self._directory)
