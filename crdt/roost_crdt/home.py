@@ -91,7 +91,7 @@ def succeed(meta: Meta, home: str, standby: str | None) -> Meta:
     return msgspec.structs.replace(meta, epoch=(n, home), standby=standby, acked_n=0)
 
 
-# --- the frames between home, standby and former home ------------------------------------------
+# --- the frames between home, standby and former home ---
 
 
 class Update(msgspec.Struct, array_like=True, tag=1, frozen=True):
@@ -208,10 +208,10 @@ def check_sid(sid: str, error: type[Exception]) -> None:
     if not sid or len(sid) > DEFAULT_LIMITS.sid_bytes_max:
         raise error(f"a session id has 1 to {DEFAULT_LIMITS.sid_bytes_max} characters")
     if not sid.isascii() or any(c <= " " or c in '/:?#%"\\' or c == "\x7f" for c in sid):
-        raise error("a session id is printable ASCII without space or any of / : ? # % \" \\")
+        raise error('a session id is printable ASCII without space or any of / : ? # % " \\')
 
 
-# --- decisions ----------------------------------------------------------------------------------
+# --- decisions ---
 
 
 class Verdict(Enum):
@@ -288,11 +288,7 @@ def choose_standby(
     residency: Sequence[str] = (),
 ) -> str | None:
     """The neighbour in another region, within 1.5x of the best RTT, that `sid` hashes to."""
-    fit = [
-        c
-        for c in candidates
-        if c.region != region and (not residency or c.region in residency)
-    ]
+    fit = [c for c in candidates if c.region != region and (not residency or c.region in residency)]
     if not fit:
         return None
     nearest_ms = min(c.rtt_ms for c in fit)

@@ -45,8 +45,8 @@ class Limits:
     apply_interval_ms: int = 50
     apply_keys_max: int = 10_000
 
-    session_bytes_max: int = 64 * MIB
-    """One session document, encoded."""
+    session_bytes_max: int = 12 * MIB
+    """One session document, encoded; it must fit into one frame."""
     documents_memory_bytes: int = 128 * MIB
     replica_cache_bytes: int = 64 * MIB
     """Read-through copies of sessions whose home is elsewhere."""

@@ -132,6 +132,8 @@ class Gossip:
         self._limits = replica.limits
         self._links: dict[str, _Link] = {}
         self._statuses: dict[str, LinkStatus] = {}
+        self._heard: dict[str, int] = {}
+        """When a neighbour that has no link now was last heard."""
         self._dials: list[asyncio.Task[None]] = []
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -194,6 +196,12 @@ class Gossip:
 
     def lag_ms(self) -> int:
         return self.replica.lag_ms(self._now())
+
+    def silent_ms(self, peer: str) -> int | None:
+        """Milliseconds since the last byte from a neighbour; None if it was never heard."""
+        known = self.replica.peers.get(peer)
+        heard_ms = self._heard.get(peer) if known is None else known.heard_ms
+        return None if heard_ms is None else max(0, wire.boot_ms() - heard_ms)
 
     def up(self, peer: str) -> bool:
         """Whether a link is up and not suspect."""
@@ -284,11 +292,8 @@ class Gossip:
         link = self._adopt(connection, greeting, greeting.node, answer)
         if link is None:
             await wire.end(connection, "another link stays")
-            return
-        try:
+        else:
             await self._read(link)
-        finally:
-            connection.transport.abort()
 
     def _adopt(
         self, connection: Wire, greeting: Greeting, dialler: str, answer: bytes | None = None
@@ -325,6 +330,7 @@ class Gossip:
         if self._links.get(link.peer) is not link:
             return
         status = self._status(link.peer)
+        self._heard[link.peer] = self.replica.peers[link.peer].heard_ms
         del self._links[link.peer]
         self.replica.link_down(link.peer, self._now())
         self._statuses[link.peer] = replace(

@@ -27,7 +27,8 @@ class Links:
         ]
 
     def silent_ms(self, node: str) -> int:
-        return self._gossip.silent_ms(node, NEVER_MS)
+        silent_ms = self._gossip.silent_ms(node)
+        return NEVER_MS if silent_ms is None else silent_ms
 
     def send(self, node: str, payload: bytes) -> bool:
         return self._gossip.send_session(node, payload)

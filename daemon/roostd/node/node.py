@@ -443,4 +443,5 @@ def limits_of(config: Config) -> Limits:
         DEFAULT_LIMITS,
         value_bytes_max=config.limits.value_max,
         body_bytes_max=config.limits.body_max,
+        session_bytes_max=min(DEFAULT_LIMITS.session_bytes_max, config.limits.body_max * 3 // 4),
     )

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
-from roost_crdt.token import Claims
 
 from roost_crdt.errors import NoSession
 from roost_crdt.home import Epoch, Meta
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
+from roost_crdt.token import Claims
 from roostd.keyring import Keyring
 from roostd.sessions.live import LiveSession
-from roostd.sessions.table import SessionTable
+from roostd.sessions.table import SessionTable, head_key
 from roostd.sessions.types import Neighbours
 
 STUBS_MAX = 100_000
@@ -45,6 +45,9 @@ class Context:
     generation: int = 0
     """Rises after a start or a pause: a home then asks its standby before it commits."""
 
+    on_deposed: Callable[[str], None] = lambda sid: None
+    """Called when a home that holds turns of its own has learnt of a higher epoch."""
+
     lives: OrderedDict[str, LiveSession] = field(default_factory=OrderedDict)
     stubs: OrderedDict[str, Meta] = field(default_factory=OrderedDict)
 
@@ -61,6 +64,11 @@ class Context:
                 regions = set(policy.residency)
                 allowed = regions if allowed is None else allowed & regions
         return tuple(sorted(allowed or ()))
+
+    def may_hold(self, region: str) -> bool:
+        """Whether residency allows a copy of a session in a region."""
+        allowed = self.residency()
+        return not allowed or region in allowed
 
     def ttl_ms(self) -> int:
         """How long an unused session lives: the longest ttl of its policies."""
@@ -118,6 +126,14 @@ class Context:
         self.stubs.pop(meta.sid, None)
         return self.adopt(LiveSession(meta, self.table, self.actor, self.limits))
 
+    def forget(self, sid: str) -> None:
+        """Drop every row of an expired session, its head too."""
+        self.lives.pop(sid, None)
+        self.stubs.pop(sid, None)
+        items = self.table.drop_items(sid)
+        items[head_key(sid)] = None
+        self.table.put(items)
+
     def remember_stub(self, sid: str, epoch: Epoch, standby: str | None) -> Meta:
         """Note where a session lives that this node holds no copy of."""
         meta = Meta(sid=sid, epoch=epoch, standby=standby, held=False)
@@ -152,6 +168,8 @@ class Context:
                 unmerged=meta.unmerged or (was_home and epoch[1] != self.node),
             )
         )
+        if live.meta.unmerged:
+            self.on_deposed(sid)
         return live.meta
 
     # --- tokens ---

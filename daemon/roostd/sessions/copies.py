@@ -56,7 +56,9 @@ class Copies:
         }
 
     async def after_forward(self, request: Request, answer: Answer, node: str) -> None:
-        """Keep what a forwarded read or turn makes readable here."""
+        """Keep what a forwarded read or turn makes readable here, where residency allows."""
+        if not self._context.may_hold(self._context.region):
+            return
         if isinstance(request, types.Commit) and isinstance(answer, types.Committed):
             if self._context.live(answer.sid) is None:
                 await self._extend(request, answer, node)

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Mapping
 
 import msgspec
-from roost_crdt.document import Document, client_id
-from roost_crdt.fold import Fold
 
+from roost_crdt.document import Document, client_id, merge
 from roost_crdt.errors import BadRequest, CorruptData, TooLarge
+from roost_crdt.fold import Fold
 from roost_crdt.home import CHAIN_START, Epoch, Follow, Meta, Update, Whole, chain_next, succeed
 from roost_crdt.limits import Limits
 from roostd.sessions.table import (
@@ -138,6 +138,9 @@ class LiveSession:
         )
         self._fold_in(frame.entries, frame.fields)
         items = update_item(self.meta.sid, frame.n, frame.update)
+        if frame.n - self.meta.base_n >= COMPACT_UPDATES:
+            base = merge([*self._table.document(self.meta.sid), frame.update])
+            items = self._compacted(base)
         items.update(view_items(self.meta.sid, frame.entries, frame.fields))
         items.update(head_item(self.meta))
         self._table.put(items)
@@ -215,9 +218,7 @@ class LiveSession:
         )
         items = update_item(before.sid, self.meta.n, update)
         if self.meta.n - before.base_n >= COMPACT_UPDATES:
-            items = dict.fromkeys(self._table.update_keys(before.sid))
-            items.update(base_item(before.sid, self.document.encode()))
-            self.meta = msgspec.structs.replace(self.meta, base_n=self.meta.n)
+            items = self._compacted(self.document.encode())
         items.update(view_items(before.sid, entries, fields))
         items.update(head_item(self.meta))
         self._table.put(items)
@@ -233,6 +234,13 @@ class LiveSession:
             turn=self.meta.turn,
             at_ms=now_ms,
         )
+
+    def _compacted(self, base: bytes) -> Items:
+        """One base document up to the newest update in place of the base and updates before."""
+        items: Items = dict.fromkeys(self._table.update_keys(self.meta.sid))
+        items.update(base_item(self.meta.sid, base))
+        self.meta = msgspec.structs.replace(self.meta, base_n=self.meta.n)
+        return items
 
     def _fold_in(self, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> None:
         for key, leaf in entries.items():

@@ -7,11 +7,11 @@ import logging
 from typing import Any
 
 import msgspec
-from roost_crdt.token import Claims, lacks
 
 from roost_crdt import fold
 from roost_crdt.errors import BadRequest, CallConflict, TurnConflict, WrongType
 from roost_crdt.home import Update, choose_standby
+from roost_crdt.token import Claims, lacks
 from roostd.sessions.context import Context
 from roostd.sessions.live import LiveSession, new_meta
 from roostd.sessions.stream import Stream
@@ -213,8 +213,9 @@ class Local:
                     f"call {request.call} of session {live.meta.sid} was never begun; "
                     "say status begun first"
                 )
-            if status == "finished":
-                return CallReply("finished", self._context.token(live), state.result)
+            if status in ("finished", request.status):
+                assert status is not None, "a known call has a status"
+                return CallReply(status, self._context.token(live), state.result)
             attempt = state.attempt
         tool, args = (request.tool, request.args) if state is None else (state.tool, state.args)
         if tool is None:

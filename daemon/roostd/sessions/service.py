@@ -15,35 +15,32 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import msgspec
-from roost_crdt.token import Claims
 
 from roost_crdt.errors import (
     BadRequest,
     NoSession,
-    RoostError,
     SessionUnavailable,
     TooLarge,
     Unavailable,
     UnknownOutcome,
 )
 from roost_crdt.home import Meta, check_sid
+from roost_crdt.token import Claims
 from roostd.sessions import types
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
 from roostd.sessions.erasure import Erasure
+from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
 from roostd.sessions.live import LiveSession
 from roostd.sessions.local import Local
 from roostd.sessions.stream import Stream
 from roostd.sessions.takeover import Takeover
-from roostd.sessions.types import ANSWERS, Answer, Request, ServedBy
+from roostd.sessions.types import Answer, Request, ServedBy
 
 log = logging.getLogger(__name__)
 
 HOPS_MAX = 3
-FORWARD_DEADLINE_MS = 5_000
-LOCATE_DEADLINE_MS = 2_000
-METHOD = "session.do"
 
 _READS = (types.Open, types.Turns, types.Show)
 
@@ -61,6 +58,7 @@ class Sessions:
         self.stream = Stream(context)
         self._local = Local(context, self.stream)
         self._copies = Copies(context)
+        self._forwarder = Forwarder(context, self._copies)
         self.handover = Handover(context, self.stream)
         self._takeover = Takeover(context, self.stream)
         self._erasure = Erasure(context, self.stream, self._copies)
@@ -72,9 +70,7 @@ class Sessions:
     async def open(self, token: str | None, sid: str | None) -> types.Opened:
         """A new session, or a fresh token for a known one."""
         if token is None and sid is None:
-            live = self._local.create(self._random_sid())
-            await self._context.durable()
-            return self._local.opened(live, created=True)
+            return await self._begin(self._random_sid())
         if sid is not None:
             check_sid(sid, BadRequest)
         return cast("types.Opened", await self.do(types.Open(token=token, sid=sid)))
@@ -193,8 +189,8 @@ class Sessions:
     def methods(self) -> dict[str, Callable[[str, dict[str, Any]], Any]]:
         """Remote methods by name."""
         return {
-            METHOD: self._remote_do,
-            "session.locate": self._remote_locate,
+            DO: self._remote_do,
+            LOCATE: self._remote_locate,
             "session.copy": self._remote_copy,
             "session.adopt": self.handover.remote_adopt,
             "session.erase": self._remote_erase,
@@ -248,11 +244,9 @@ class Sessions:
         if claims is not None and (meta is None or claims.epoch > meta.epoch):
             meta = context.learn(sid, claims.epoch, claims.standby)
         if meta is None:
-            meta = await self._locate(sid, request)
+            meta = await self._forwarder.locate(sid, may_begin=isinstance(request, types.Open))
             if meta is None:
-                live = self._local.create(sid)
-                await context.durable()
-                return self._local.opened(live, created=True)
+                return await self._begin(sid)
         context.check_lives(meta)
         if meta.home == context.node:
             held = context.live(sid)
@@ -324,43 +318,26 @@ class Sessions:
                 retry_after_ms=50,
             )
 
-    async def _locate(self, sid: str, request: Request) -> Meta | None:
-        """Ask all up neighbours for an unknown session; None = nobody has it and it may begin."""
+    async def _begin(self, sid: str) -> types.Opened:
+        """A new session: here, or in a region that residency allows."""
         context = self._context
-        nodes = [c.node for c in context.neighbours.candidates()]
-        answers = await asyncio.gather(
-            *(
-                context.neighbours.call(
-                    node, "session.locate", {"sid": sid}, deadline_ms=LOCATE_DEADLINE_MS
-                )
-                for node in nodes
-            ),
-            return_exceptions=True,
-        )
-        best: tuple[tuple[int, str], str | None, int] | None = None
-        silent: list[str] = []
-        for node, answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, RoostError):
-                silent.append(node)
-            elif isinstance(answer, BaseException):
-                raise answer
-            elif answer is not None:
-                found = ((int(answer[0][0]), str(answer[0][1])), answer[1], int(answer[2]))
-                if best is None or (found[2], found[0]) > (best[2], best[0]):
-                    best = found
-        if best is not None:
-            if best[2]:
-                raise NoSession(f"session {sid} was erased; open a new one")
-            return context.remember_stub(sid, best[0], best[1])
-        if silent:
+        if context.may_hold(context.region):
+            live = self._local.create(sid)
+            await context.durable()
+            return self._local.opened(live, created=True)
+        allowed = [c for c in context.neighbours.candidates() if context.may_hold(c.region)]
+        if not allowed:
             raise Unavailable(
-                f"session {sid} is not known here and {', '.join(silent)} did not answer; "
-                "try again or give the session's token",
-                retry_after_ms=500,
+                f"residency allows sessions in {', '.join(context.residency())} only, this node "
+                f"is in {context.region}, and no neighbour there is up; try again",
+                retry_after_ms=1_000,
             )
-        if isinstance(request, types.Open):
-            return None
-        raise NoSession(f"no node knows session {sid}; open it first")
+        nearest = min(allowed, key=lambda c: (c.rtt_ms, c.node))
+        meta = Meta(sid, (1, nearest.node), None, held=False)
+        answer = await self._forwarder.ask(
+            nearest.node, types.Open(sid=sid), meta, 0, context.node, guard=False
+        )
+        return cast("types.Opened", answer)
 
     # --- home is elsewhere ---
 
@@ -376,7 +353,7 @@ class Sessions:
         copy = context.live(meta.sid)
         standby_here = meta.standby == context.node and copy is not None
         try:
-            return await self._ask(
+            return await self._forwarder.ask(
                 meta.home, request, meta, hops, origin, guard=standby_here or hops == 0
             )
         except (Unavailable, UnknownOutcome) as error:
@@ -389,7 +366,9 @@ class Sessions:
             raise home_error
         if meta.standby is not None and meta.standby not in (context.node, meta.home):
             try:
-                return await self._ask(meta.standby, request, meta, hops, origin, guard=False)
+                return await self._forwarder.ask(
+                    meta.standby, request, meta, hops, origin, guard=False
+                )
             except (Unavailable, UnknownOutcome) as error:
                 if not context.recreate_on_loss():
                     raise SessionUnavailable(
@@ -399,41 +378,6 @@ class Sessions:
                         retry_after_ms=2_000,
                     ) from error
         return await self._lost(request, meta)
-
-    async def _ask(
-        self, node: str, request: Request, meta: Meta, hops: int, origin: str, *, guard: bool
-    ) -> Answer:
-        """Forward to `node`; with `guard`, give up as soon as its link has fallen silent."""
-        context = self._context
-        args = {
-            "request": msgspec.to_builtins(request, builtin_types=(bytes,)),
-            "hops": hops + 1,
-            "origin": origin,
-        }
-        call = asyncio.ensure_future(
-            context.neighbours.call(node, METHOD, args, deadline_ms=FORWARD_DEADLINE_MS)
-        )
-        try:
-            while not call.done():
-                await asyncio.wait([call], timeout=0.1)
-                silent_ms = context.neighbours.silent_ms(node)
-                if guard and not call.done() and silent_ms >= context.takeover_after_ms:
-                    raise Unavailable(f"{node} has been silent for {min(silent_ms, 10**9)} ms")
-            raw = call.result()
-        finally:
-            call.cancel()
-        answer = cast("Answer", msgspec.convert(raw, ANSWERS[type(request)], strict=False))
-        self._learn_from(answer)
-        if answer.served_by == "home":
-            answer.served_by = "forwarded"
-        await self._copies.after_forward(request, answer, node)
-        return answer
-
-    def _learn_from(self, answer: Answer) -> None:
-        token = getattr(answer, "token", None)
-        if token:
-            claims, _ = self._context.keyring.verify(token, self._context.now_ms() // 1000)
-            self._context.learn(claims.sid, claims.epoch, claims.standby)
 
     async def _lost(self, request: Request, meta: Meta) -> Answer:
         """Home and standby are gone: an error, or a new empty session where the policy says so."""

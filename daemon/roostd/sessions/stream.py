@@ -44,6 +44,8 @@ STANDBY_GONE_FACTOR = 10
 """A standby is replaced after it was down for this many times `takeover_after_ms`."""
 UNACKED_MAX = 100_000
 WANT_AGAIN_MS = 1_000
+MERGE_AGAIN_MS = 2_000
+SWEEP_EVERY_MS = 600_000
 
 
 class Stream:
@@ -51,15 +53,19 @@ class Stream:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        context.on_deposed = self._send_unmerged
         self._outbox: list[tuple[str, Frame]] = []
         self._unacked: dict[str, int] = {}
         """Sessions of ours that their standby has not acknowledged whole -> when last offered."""
         self._candidates: dict[str, str] = {}
         """Sessions that are getting another standby -> the node that is being sent the copy."""
+        self._unmerged: dict[str, int] = {}
+        """Sessions whose turns a new home has not acknowledged -> when they were last sent."""
         self._wanted: dict[str, int] = {}
         """Sessions whose whole document was asked for -> when."""
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_again = False
+        self._swept_ms = context.now_ms()
 
     # --- home's side ---
 
@@ -146,7 +152,6 @@ class Stream:
                 self._on_whole(peer, frame)
             case Deposed():
                 self._context.learn(frame.sid, frame.epoch, frame.standby)
-                self._send_unmerged(frame.sid)
             case Merge():
                 self._on_merge(peer, frame)
             case Merged():
@@ -254,6 +259,7 @@ class Stream:
         if live is None or not live.meta.unmerged or live.meta.home != peer:
             return
         live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
+        self._unmerged.pop(frame.sid, None)
         self._want(peer, frame.sid, live.meta.epoch)
 
     # --- shared steps ---
@@ -263,7 +269,6 @@ class Stream:
         meta = self._context.meta(frame.sid)
         if meta is not None and meta.held and frame.epoch > meta.epoch:
             meta = self._context.learn(frame.sid, frame.epoch, frame.standby)
-            self._send_unmerged(frame.sid)
         return meta
 
     def _want(self, peer: str, sid: str, epoch: Epoch) -> None:
@@ -291,9 +296,10 @@ class Stream:
     def _send_unmerged(self, sid: str) -> None:
         live = self._context.live(sid)
         if live is not None and live.meta.unmerged and live.meta.home != self._context.node:
-            self._outbox.append(
-                (live.meta.home, Merge(sid, live.meta.epoch, live.document.encode()))
-            )
+            if len(self._unmerged) < UNACKED_MAX:
+                self._unmerged[sid] = self._context.now_ms()
+            frame = Merge(sid, live.meta.epoch, live.document.encode())
+            self._outbox.append((live.meta.home, frame))
 
     def erase_here(self, sid: str, at_ms: int) -> bool:
         """Drop every row of a session and remember that it was erased; False if it was already."""
@@ -322,6 +328,14 @@ class Stream:
     def tick(self) -> None:
         """Offer again what was not acknowledged in time; look for standbys that are gone."""
         now_ms = self._context.now_ms()
+        if now_ms - self._swept_ms > SWEEP_EVERY_MS:
+            self.sweep()
+        for sid, sent_ms in list(self._unmerged.items()):
+            meta = self._context.meta(sid)
+            if meta is None or not meta.unmerged:
+                del self._unmerged[sid]
+            elif now_ms - sent_ms > MERGE_AGAIN_MS:
+                self._send_unmerged(sid)
         rtts = {c.node: c.rtt_ms for c in self._context.neighbours.candidates()}
         for sid, offered_ms in list(self._unacked.items()):
             live = self._context.live(sid)
@@ -337,6 +351,7 @@ class Stream:
 
     def sweep(self) -> None:
         """Look through every session once, in the background: after a start or a link change."""
+        self._swept_ms = self._context.now_ms()
         if self._sweeping is not None and not self._sweeping.done():
             self._sweep_again = True
             return
@@ -364,7 +379,10 @@ class Stream:
             for candidate in self._context.neighbours.candidates():
                 self._outbox.append((candidate.node, Erase(meta.sid, meta.erased_ms)))
             return
-        if not meta.held or self._context.expired(meta):
+        if self._context.expired(meta):
+            self._context.forget(meta.sid)
+            return
+        if not meta.held:
             return
         if meta.unmerged:
             self._send_unmerged(meta.sid)

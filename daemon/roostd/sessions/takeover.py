@@ -8,6 +8,7 @@ import logging
 from roost_crdt.errors import RoostError
 from roost_crdt.home import may_take_over
 from roostd.sessions.context import Context
+from roostd.sessions.forward import LOCATE
 from roostd.sessions.live import LiveSession
 from roostd.sessions.stream import Stream
 
@@ -81,7 +82,7 @@ class Takeover:
         try:
             found = await context.neighbours.call(
                 meta.standby,
-                "session.locate",
+                LOCATE,
                 {"sid": meta.sid},
                 deadline_ms=CONFIRM_DEADLINE_MS,
             )
