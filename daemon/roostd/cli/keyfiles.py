@@ -7,8 +7,7 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from roostd.keyring import generate
 
 __all__ = ["new_signing_key", "write_new"]
 
@@ -27,15 +26,9 @@ def write_new(path: Path, content: str | bytes, mode: int = 0o644) -> None:
 def new_signing_key(keys: Path) -> str:
     """Write a new Ed25519 key to `keys` (mode 0600) and return its kid.
 
-    Kids begin with the moment of their making, so that the newest also sorts last. The file
-    appears whole: a daemon that reloads meanwhile never reads half of it.
+    Kids begin with the moment of their making, so that they sort in the order of their age.
     """
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     kid = f"{moment}-{secrets.token_hex(4)}"
-    pem = Ed25519PrivateKey.generate().private_bytes(
-        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-    )
-    hidden = keys / f".{kid}.new"
-    write_new(hidden, pem, 0o600)
-    hidden.rename(keys / f"{kid}.pem")
+    generate(keys, kid)
     return kid

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import resource
@@ -26,6 +25,7 @@ from roostd.cli import logs
 from roostd.cli.notify import Notifier
 from roostd.config import Config, load
 from roostd.node import Node
+from roostd.store import StoreFailed, StoreLocked
 
 __all__ = ["main"]
 
@@ -103,7 +103,7 @@ class _Process:
         except ConfigError as error:
             log.error("%s", error)  # noqa: TRY400  the text says it all
             return 2
-        except (RoostError, CorruptData, OSError) as error:
+        except (RoostError, CorruptData, StoreFailed, StoreLocked, OSError) as error:
             log.error("cannot go on: %s", error)  # noqa: TRY400
             return 1
 
@@ -155,9 +155,12 @@ class _Process:
             log.warning("stops without having handed over every session")
             return
         try:
-            await draining
+            remaining = await draining
         except RoostError as error:
             log.warning("sessions stay behind: %s", error)
+            return
+        if remaining:
+            log.warning("%d sessions stay behind; their standbys take over", remaining)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -178,9 +181,7 @@ class _Process:
     async def _reload_node(self) -> None:
         self.notifier.reloading()
         try:
-            reloading = self._node.reload()
-            if inspect.isawaitable(reloading):
-                await reloading
+            self._node.reload()
         except (ConfigError, RoostError) as error:
             log.error("reload refused, the old settings stay: %s", error)  # noqa: TRY400
             self.notifier.ready(f"reload refused: {error}")
