@@ -259,6 +259,21 @@ def find_group(data: bytes, offset: int, next_seq: int, secret: Secret) -> Group
     return None
 
 
+_ZEROS = bytes(1 << 16)
+
+
+def written_bytes(data: bytes, offset: int) -> int:
+    """How many bytes from `offset` on there are up to the last one that is not zero."""
+    end = len(data)
+    while end > offset:
+        start = max(offset, end - len(_ZEROS))
+        chunk = data[start:end]
+        if chunk != _ZEROS[: end - start]:
+            return start - offset + len(chunk.rstrip(b"\0"))
+        end = start
+    return 0
+
+
 def judge_tail(data: bytes, offset: int, next_seq: int, known_seq: int, secret: Secret) -> Tail:
     """What to do with the bytes of the last used segment from `offset` on, where no group
     that begins with `next_seq` could be parsed.
@@ -267,7 +282,7 @@ def judge_tail(data: bytes, offset: int, next_seq: int, known_seq: int, secret: 
     synced_seq that was read. Returns the tail to cut (`torn_bytes` may be 0); raises
     CorruptData, naming the place, when a cut would drop acknowledged entries.
     """
-    written = len(data[offset:].rstrip(b"\0"))
+    written = written_bytes(data, offset)
     follows = find_group(data, offset, next_seq, secret) if written else None
     if follows is not None:
         raise CorruptData(

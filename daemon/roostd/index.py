@@ -11,8 +11,8 @@ value) and `meta`. Readers in other processes need these of meta (integers u64 b
     policies       as the node published them
 
 and the store itself: actor, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
-chain]), position (msgpack [segment, offset]), boot_id, host, file_id, digest/BUCKET,
-digest_hour/HOUR. Anything else in meta belongs to the node.
+chain]), position (msgpack [segment, offset]), boot_id, host, file_id, digest/GROUP (64
+buckets of 16 bytes), digest_hour/HOUR. Anything else in meta belongs to the node.
 
 The map is as large as the store may ever become, from the start (it is sparse; a later resize
 would break other processes). Never writemap (a full disk would be SIGBUS), never NOSYNC; one
@@ -21,7 +21,9 @@ writer. LMDB reports a full disk as EIO: whoever words the error asks statvfs.
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ META_OWN = frozenset(
     b"schema store_id applied_seq pid_ns actor secret vv head position boot_id host file_id".split()
 )
 _SCAN_ROWS_MAX = 1_000
+_PUT_ROWS = 64
 
 Writes = Iterable[tuple[bytes, bytes | None]]
 """Key and value in key order; None deletes."""
@@ -221,15 +224,13 @@ class Index:
 
 
 def _put(txn: lmdb.Transaction, db: Any, writes: Writes) -> None:
-    batch: list[tuple[bytes, bytes]] = []
     gone: list[bytes] = []
-    for key, value in writes:
-        if value is None:
-            gone.append(key)
-        else:
-            batch.append((key, value))
+    pairs = iter(writes)
     with txn.cursor(db) as cursor:
-        cursor.putmulti(batch)
+        while chunk := list(itertools.islice(pairs, _PUT_ROWS)):
+            cursor.putmulti([(key, value) for key, value in chunk if value is not None])
+            gone.extend(key for key, value in chunk if value is None)
+            time.sleep(0)  # lets the node's thread have the interpreter
     for key in gone:
         txn.delete(key, db=db)
 

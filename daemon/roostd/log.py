@@ -76,8 +76,6 @@ class Log:
         """Whether the active segment has its header on disk."""
         self._fd = os.open(self._active.path, os.O_RDWR | os.O_CLOEXEC)
         self._housekeeper.start(self._active.number + 1)
-        if not self._active.complete:
-            self._housekeeper.index_earlier(self._active)
         self._room = 0
         self._measure()
 
@@ -97,6 +95,11 @@ class Log:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def index_earlier(self) -> None:
+        """Let the thread index what lies before the applied position; call once open."""
+        if not self._active.complete:
+            self._housekeeper.index_earlier(self._active)
 
     # Writing
 

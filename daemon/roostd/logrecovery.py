@@ -94,8 +94,7 @@ def _classify(
         except CorruptData:
             header = None
         if header is None:
-            written = bool(segment.path.read_bytes().rstrip(b"\0"))
-            if not written:
+            if segments.is_blank(segment):
                 spares.append(segment)
             elif headless is None and not spares:
                 headless = segment

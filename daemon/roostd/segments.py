@@ -7,6 +7,7 @@ fdatasync costs one journal-free write, and a full disk shows here, before a wri
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,15 @@ def read(segment: Segment, offset: int, size: int) -> bytes:
         return os.pread(file.fileno(), size, offset)
 
 
+def is_blank(segment: Segment) -> bool:
+    """Whether a segment holds nothing but zeros."""
+    with segment.path.open("rb", buffering=0) as file:
+        while data := file.read(len(_ZEROS)):
+            if data != (_ZEROS if len(data) == len(_ZEROS) else _ZEROS[: len(data)]):
+                return False
+    return True
+
+
 def groups(
     segment: Segment, offset: int, stop: int, secret: Secret
 ) -> Iterator[tuple[bytes, Group, int]]:
@@ -116,6 +126,7 @@ def index_of(segment: Segment, offset: int, stop: int, secret: Secret) -> Origin
     """The origin index of the groups between two offsets, read from the file."""
     index = OriginIndex()
     for data, group, place in groups(segment, offset, stop, secret):
+        time.sleep(0)  # a thread that reads must not keep the node's from running
         for entry in logformat.entries(data, group):
             if entry.kind == logformat.KIND_RECORD:
                 actor, hlc, _ = logformat.record_span(entry.raw)

@@ -8,7 +8,6 @@ holds: they are computed here from the rows found and the rows put, and from not
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -21,17 +20,19 @@ import msgspec
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
-from roost_crdt.rows.layout import HEAD, Row, Rows, seal, unseal
+from roost_crdt.rows.layout import HEAD, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
 from roostd.index import Index, u64
 from roostd.logrecovery import Position
 
 START = Position(0, 0)
 _RETRY_S = 0.25
 _REAP_S = 60.0
-_YIELD_EVERY = 32
-"""Keys after which the thread lets the node's thread have the interpreter."""
+_CHUNK_ROWS = 64
+"""Rows after which the thread lets the node's thread have the interpreter."""
 
 BUCKET_PREFIX = b"digest/"
+_GROUP_BUCKETS = 64
+_AMOUNT_BYTES = 16
 HOUR_PREFIX = b"digest_hour/"
 
 
@@ -213,12 +214,9 @@ class Applier:
     def _apply(self, batch: Batch) -> Applied:
         names = sorted(batch.rows)
         change = _DigestChange()
-        for count, (key, group) in enumerate(
-            itertools.groupby(names, key=lambda name: name.partition(b"\0")[0])
-        ):
-            self._digest(change, key, {n: batch.rows[n] for n in group})
-            if count % _YIELD_EVERY == 0:
-                time.sleep(0)
+        for at in range(0, len(names), _CHUNK_ROWS):
+            self._digest_chunk(change, batch.rows, names, at)
+            time.sleep(0)  # lets the node's thread have the interpreter
         buckets = {
             at: (self._buckets[at] + amount) % digest.MODULUS
             for at, amount in change.buckets.items()
@@ -232,7 +230,7 @@ class Applier:
             kind: sorted(pairs.items()) for kind, pairs in batch.items.items()
         }
         meta = items.setdefault(logformat.KIND_META, [])
-        meta.extend((BUCKET_PREFIX + b"%04x" % at, _amount(n)) for at, n in buckets.items())
+        meta.extend(self._bucket_groups(buckets))
         meta.extend((HOUR_PREFIX + u64(at), _amount(n) if n else None) for at, n in hours.items())
         meta.extend(
             [
@@ -249,41 +247,94 @@ class Applier:
         self._vv = vv
         return Applied(batch, buckets, hours)
 
-    def _digest(self, change: _DigestChange, key: bytes, writes: RowWrites) -> None:
-        """Add to `change` what these writes to one key do to its sums."""
+    def _bucket_groups(self, changed: dict[int, int]) -> list[tuple[bytes, bytes]]:
+        """The stored groups of buckets that `changed` touches."""
+        found = []
+        for group in sorted({at // _GROUP_BUCKETS for at in changed}):
+            first = group * _GROUP_BUCKETS
+            amounts = (
+                changed.get(at, self._buckets[at]) for at in range(first, first + _GROUP_BUCKETS)
+            )
+            found.append((BUCKET_PREFIX + b"%02x" % group, b"".join(map(_amount, amounts))))
+        return found
+
+    def _digest_chunk(
+        self, change: _DigestChange, writes: RowWrites, names: list[bytes], start: int
+    ) -> None:
+        """Add to `change` what the writes to the keys that begin in a chunk do to their sums."""
+        stop = min(start + _CHUNK_ROWS, len(names))
+        chunk = names[start:stop]
+        stored = self._index.get_rows(chunk)
+        at = start
+        if start and _key_of(names[start]) == _key_of(names[start - 1]):
+            # The chunk before has taken the whole of its last key.
+            key = _key_of(names[start])
+            while at < stop and _key_of(names[at]) == key:
+                at += 1
+        while at < stop:
+            name = names[at]
+            write = writes[name]
+            if write is not None and write[0] == TYPE_REGISTER:
+                self._digest_register(change, name, write[2], stored.get(name))
+                at += 1
+                continue
+            key = _key_of(name)
+            first = at
+            while at < len(names) and _key_of(names[at]) == key:
+                at += 1
+            self._digest_key(change, key, {n: writes[n] for n in names[first:at]})
+
+    def _digest_register(
+        self, change: _DigestChange, name: bytes, row: Row, sealed: bytes | None
+    ) -> None:
+        key, part = name[: -1 - len(VALUE)], VALUE
+        if sealed is not None:
+            before = self._unsealed(name, part, sealed)
+            if before == row:
+                return
+            if before is not None:
+                old = digest.contribution(TYPE_REGISTER, key, {part: before})
+                change.add(key, old, -1)
+        change.add(key, digest.contribution(TYPE_REGISTER, key, {part: row}))
+
+    def _digest_key(self, change: _DigestChange, key: bytes, writes: RowWrites) -> None:
         prefix = key + b"\0"
         skip = len(prefix)
         head = prefix + HEAD
-        if head in writes or None in writes.values():
+        drops = None in writes.values()
+        if head in writes or drops:
             stored = dict(self._index.rows(prefix))
         else:
             stored = self._index.get_rows(sorted([*writes, head]))
         before: Rows = {}
-        for name, sealed in stored.items():
-            try:
-                type_code, body = unseal(name, sealed)
-                before[name[skip:]] = decode_row(type_code, name[skip:], body)
-            except CorruptData:
-                # What damage held is no longer known; the sums are right again after a scrub.
-                self.corrupt_rows += 1
         type_code = next((write[0] for write in writes.values() if write is not None), 0)
-        if None not in writes.values():
-            delta = {name[skip:]: write[2] for name, write in writes.items() if write is not None}
+        for name, sealed in stored.items():
+            row = self._unsealed(name, name[skip:], sealed)
+            if row is not None:
+                before[name[skip:]] = row
+                type_code = type_code or sealed[4]
+        delta = {name[skip:]: write[2] for name, write in writes.items() if write is not None}
+        if not drops:
             change.add(key, digest.change(type_code, key, before, delta))
             return
-        stored_type = next((s[4] for s in stored.values() if len(s) > 4), type_code)
-        after = dict(before)
-        for name, write in writes.items():
-            if write is None:
-                after.pop(name[skip:], None)
-            else:
-                after[name[skip:]] = write[2]
-        change.add(
-            key,
-            digest.contribution(type_code or stored_type, key, after).minus(
-                digest.contribution(stored_type, key, before)
-            ),
-        )
+        after = {part: row for part, row in before.items() if writes.get(prefix + part, row)}
+        after.update(delta)
+        change.add(key, digest.contribution(type_code, key, after))
+        change.add(key, digest.contribution(type_code, key, before), -1)
+
+    def _unsealed(self, name: bytes, part: bytes, sealed: bytes) -> Row | None:
+        """A stored row. None if it is damaged: what it held is no longer known, and the sums
+        are right again after a scrub."""
+        try:
+            type_code, body = unseal(name, sealed)
+            return decode_row(type_code, part, body)
+        except CorruptData:
+            self.corrupt_rows += 1
+            return None
+
+
+def _key_of(name: bytes) -> bytes:
+    return name[: name.index(0)]
 
 
 class _DigestChange:
@@ -293,12 +344,12 @@ class _DigestChange:
         self.buckets: dict[int, int] = {}
         self.hours: dict[int, int] = {}
 
-    def add(self, key: bytes, amount: digest.Contribution) -> None:
+    def add(self, key: bytes, amount: digest.Contribution, sign: int = 1) -> None:
         if amount.live:
             bucket = digest.bucket_of(key)
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + amount.live
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + sign * amount.live
         for hour, part in amount.hours.items():
-            self.hours[hour] = self.hours.get(hour, 0) + part
+            self.hours[hour] = self.hours.get(hour, 0) + sign * part
 
 
 def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
@@ -306,7 +357,10 @@ def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
     buckets = [0] * digest.BUCKETS
     meta = logformat.KIND_META
     for name, value in index.scan(meta, BUCKET_PREFIX, b"", digest.BUCKETS):
-        buckets[int(name[len(BUCKET_PREFIX) :], 16)] = int.from_bytes(value, "big")
+        first = int(name[len(BUCKET_PREFIX) :], 16) * _GROUP_BUCKETS
+        for at in range(len(value) // _AMOUNT_BYTES):
+            raw = value[at * _AMOUNT_BYTES : (at + 1) * _AMOUNT_BYTES]
+            buckets[first + at] = int.from_bytes(raw, "big")
     hours: dict[int, int] = {}
     after = b""
     while page := index.scan(meta, HOUR_PREFIX, after, 1_000):
@@ -317,7 +371,7 @@ def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
 
 
 def _amount(value: int) -> bytes:
-    return value.to_bytes(16, "big")
+    return value.to_bytes(_AMOUNT_BYTES, "big")
 
 
 def _sealed(name: bytes, write: tuple[int, bytes, Row] | None) -> bytes | None:

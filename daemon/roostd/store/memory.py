@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from roost_crdt.rows.layout import Part, Row, Rows
 
-_KEY_BYTES = 300
-_ROW_BYTES = 150
+KEY_BYTES = 300
+ROW_BYTES = 150
 
 
 class KeyRows:
@@ -29,14 +29,14 @@ class KeyRows:
         self.type = type_code
         self.rows = rows
         self.seq = 0
-        self.size = _KEY_BYTES + sum(map(row_bytes, rows.values()))
+        self.size = KEY_BYTES + sum(map(row_bytes, rows.values()))
         self.damaged = damaged
         """Parts whose stored bytes fail their checksum, until a neighbour repairs them."""
 
 
 def row_bytes(row: Row) -> int:
     """About how many bytes a decoded row takes."""
-    size = _ROW_BYTES
+    size = ROW_BYTES
     for member in row:
         if type(member) is bytes or type(member) is str:
             size += len(member)

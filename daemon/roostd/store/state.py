@@ -16,7 +16,7 @@ from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_del
 from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
 from roostd.index import Index
 from roostd.store.applier import Batch
-from roostd.store.memory import KeyRows, RowMemory, row_bytes
+from roostd.store.memory import KEY_BYTES, ROW_BYTES, KeyRows, RowMemory, row_bytes
 
 KEY_VALUE_KINDS = (
     logformat.KIND_SESSION,
@@ -90,10 +90,19 @@ class State:
     ) -> None:
         """Put joined rows into memory, pinned, and into the batch for the index."""
         memory, rows, batch = self.memory, held.rows, self.batch
-        memory.pin(key, held)
+        if held.seq <= self.applied_seq:
+            memory.pin(key, held)
         held.seq = seq
         held.type = type_code
+        batch.keys[key] = None
         prefix = key + b"\0"
+        if len(rows) <= 1 and len(changed) == 1 and changed.keys() >= rows.keys():
+            # Most keys have one row: its encoded size tells enough.
+            ((part, row),) = changed.items()
+            rows[part] = row
+            batch.rows[prefix + part] = (type_code, bodies[0], row)
+            memory.grow(held, KEY_BYTES + ROW_BYTES + len(bodies[0]) - held.size)
+            return
         size = 0
         for (part, row), body in zip(changed.items(), bodies, strict=True):
             before = rows.get(part)
@@ -101,7 +110,6 @@ class State:
             rows[part] = row
             batch.rows[prefix + part] = (type_code, body, row)
         memory.grow(held, size)
-        batch.keys[key] = None
 
     def join(self, ops: Sequence[RowOp], decoded: Sequence[DecodedRow], seq: int) -> None:
         """Join foreign rows, key by key."""

@@ -127,6 +127,7 @@ class Store:
             raise
         store._state.clock.observe(hlc_from_ms(now_ms))
         store._applier.start()
+        store._log.index_earlier()
         if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
             policies_blob
         ):
