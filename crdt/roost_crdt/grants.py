@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -64,7 +64,7 @@ LOW_WATER = 2
 
 _U64 = 8
 _VERSION = 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017 - timezone.utc reads as written
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Window(NamedTuple):
@@ -346,9 +346,8 @@ class Ledger:
         """The plan is about to be sent: from here on it may have been applied."""
         self.certain = False
         if plan.grant_id == self.grant_id and plan.window == self.window:
-            kept = self.amount if plan.grant is None else plan.grant.amount
-            self.amount = min(self.amount, self.spent if plan.grant is None else kept)
-        assert self.used <= self.amount or self.amount == 0 or self.used == self.spent
+            kept = self.spent if plan.grant is None else plan.grant.amount
+            self.amount = min(self.amount, kept)
 
     def applied(self, plan: Plan) -> None:
         """The plan has succeeded: what it says is the truth."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from volatile_table import Disk
 
 from roost_crdt.errors import (
     BadRequest,
@@ -23,7 +24,6 @@ from roostd.consensus.base import Compare, Disabled, Item, Outcome, Txn, seal, u
 from roostd.consensus.embedded import EmbeddedHost, EmbeddedRemote
 from roostd.consensus.request_ids import RequestIds, check_request_id
 from roostd.consensus.witness import Witness
-from volatile_table import Disk
 
 SMALL = Limits(request_ids_kept=3)
 MS = 500

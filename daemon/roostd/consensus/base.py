@@ -18,7 +18,7 @@ Rules that every backend keeps:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -169,14 +169,14 @@ class Table:
     put: Callable[[Mapping[bytes, bytes | None]], Any]
     durable: Callable[[], Awaitable[None]]
 
-    def pages(self, prefix: bytes, page: int = SCAN_MAX) -> list[tuple[bytes, bytes]]:
-        """Everything under a prefix; for start-up and bounded prefixes only."""
-        found: list[tuple[bytes, bytes]] = []
+    def pages(self, prefix: bytes, page: int = SCAN_MAX) -> Iterator[tuple[bytes, bytes]]:
+        """Everything under a prefix, read page by page."""
         after = b""
         while rows := self.scan(prefix, after, page):
-            found += rows
+            yield from rows
             after = rows[-1][0]
-        return found
+            if len(rows) < page:
+                return
 
 
 def seal(key: bytes, body: bytes) -> bytes:

@@ -84,7 +84,10 @@ def check_request_id(request_id: str | bytes | None, limits: Limits) -> bytes | 
     """The id's bytes; BadRequest if it is empty or longer than `request_id_bytes_max`."""
     if request_id is None:
         return None
-    raw = request_id.encode() if isinstance(request_id, str) else bytes(request_id)
+    if isinstance(request_id, str):
+        raw = request_id.encode(errors="surrogatepass")
+    else:
+        raw = bytes(request_id)
     if not 1 <= len(raw) <= limits.request_id_bytes_max:
         raise BadRequest(
             f"a request id has 1 to {limits.request_id_bytes_max} bytes, this one has {len(raw)}"
