@@ -20,6 +20,8 @@ from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.policy import PolicyTable, refuse_changes
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
+from roost_crdt.sessions.shelf import Shelf
+from roost_crdt.sessions.table import SessionTable
 from roostd import wire
 from roostd.config import Config, load_credentials, load_policies
 from roostd.consensus.base import Table
@@ -35,7 +37,7 @@ from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
-from roostd.sessions import Context, Sessions, SessionTable
+from roostd.sessions import Context, Sessions, session_ttl_ms
 from roostd.store import Store
 
 log = logging.getLogger("roostd.node")
@@ -204,29 +206,37 @@ class Node:
             self.consensus,
             spends=spends,
             outbox=table(logformat.KIND_OUTBOX),
-            node=config.node.id,
-            actor=self.store.actor,
             policies=lambda: self.policies,
+            node_id=config.node.id,
+            actor=lambda: self.store.actor,
             now_ms=self.now_ms,
+            random=random.random,
             random_bytes=os.urandom,
             nodes=lambda: 1 + len(self.gossip.links()),
             deadline_ms=deadline_ms,
             limits=self.limits,
+            forward=self._forward,
         )
+        for method, handler in self.quotas.handlers().items():
+            self.rpc.register(method, handler)
 
     def _wire_sessions(self) -> None:
         config = self.config
+        self.shelf = Shelf(
+            node=config.node.id,
+            region=config.node.region,
+            actor=self.store.actor,
+            table=SessionTable(_SessionRows(self.store)),
+            limits=self.limits,
+            now_ms=self.now_ms,
+            ttl_ms=lambda: session_ttl_ms(self.policies),
+        )
         self.sessions = Sessions(
             Context(
-                node=config.node.id,
-                region=config.node.region,
+                shelf=self.shelf,
                 cluster=config.node.cluster,
-                actor=self.store.actor,
-                table=SessionTable(_SessionRows(self.store)),
                 policies=lambda: self.policies,
                 keyring=self.keyring,
-                limits=self.limits,
-                now_ms=self.now_ms,
                 neighbours=Links(self.gossip, self.rpc),
                 durable=self.groups.durable,
                 token_ttl_s=config.token.ttl_s,
@@ -237,7 +247,7 @@ class Node:
         )
         for method, handler in self.sessions.methods().items():
             self.rpc.register(method, handler)
-        self.groups.after_each(self.sessions.stream.after_flush)
+        self.groups.after_each(self.sessions.delivery.after_flush)
 
     async def stop(self) -> None:
         """Give back what can be given back, close links and the store."""
@@ -368,6 +378,9 @@ class Node:
 
     # --- events ---
 
+    async def _forward(self, node: str, method: str, args: dict[str, Any], deadline_ms: int) -> Any:
+        return await self.rpc.call(node, method, args, deadline_ms=deadline_ms)
+
     def _committed(self, record: Record) -> None:
         self.gossip.committed(record, self.store.last_raw)
 
@@ -384,7 +397,7 @@ class Node:
     def _session_frame(self, peer: str, payload: bytes) -> None:
         self.sessions.stream.on_frame(peer, payload)
         if not self.groups.pending:
-            self.sessions.stream.after_flush()
+            self.sessions.delivery.after_flush()
 
     def _rollback(self, peer: str, actor: int, hlc: int) -> None:
         log.error(
@@ -395,7 +408,7 @@ class Node:
             hlc,
         )
         self.store.renew_actor(os.urandom)
-        self.sessions.context.actor = self.store.actor
+        self.shelf.actor = self.store.actor
         self.gossip.new_actor(self.store.actor)
 
     def _keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
@@ -429,7 +442,7 @@ class Node:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
             if not self.groups.pending:
-                self.sessions.stream.after_flush()
+                self.sessions.delivery.after_flush()
 
 
 def _pid_namespace() -> int:

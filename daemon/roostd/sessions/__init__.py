@@ -1,8 +1,7 @@
 """Sessions of one node: pinned to a home, copied to a standby, served wherever the user is."""
 
-from roostd.sessions.context import Context
+from roostd.sessions.context import Context, session_ttl_ms
 from roostd.sessions.service import Sessions
-from roostd.sessions.table import SessionTable
 from roostd.sessions.types import (
     CallReply,
     Committed,
@@ -20,8 +19,8 @@ __all__ = [
     "Erased",
     "Neighbours",
     "Opened",
-    "SessionTable",
     "SessionView",
     "Sessions",
     "TurnsRead",
+    "session_ttl_ms",
 ]

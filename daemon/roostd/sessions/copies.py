@@ -12,9 +12,9 @@ from typing import Any
 from roost_crdt import fold
 from roost_crdt.errors import CorruptData, RoostError
 from roost_crdt.home import Meta
+from roost_crdt.sessions.copy import SessionCopy
 from roostd.sessions import types
 from roostd.sessions.context import Context
-from roostd.sessions.live import LiveSession
 from roostd.sessions.types import Answer, Request
 
 COPY_DEADLINE_MS = 5_000
@@ -26,10 +26,10 @@ class Copies:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._copies: OrderedDict[str, LiveSession] = OrderedDict()
+        self._copies: OrderedDict[str, SessionCopy] = OrderedDict()
         self._bytes = 0
 
-    def get(self, sid: str) -> LiveSession | None:
+    def get(self, sid: str) -> SessionCopy | None:
         copy = self._copies.get(sid)
         if copy is not None:
             self._copies.move_to_end(sid)
@@ -40,11 +40,11 @@ class Copies:
         if copy is not None:
             self._bytes -= copy.size_bytes
 
-    def export(self, live: LiveSession) -> dict[str, Any] | None:
+    def export(self, live: SessionCopy) -> dict[str, Any] | None:
         """A copy for another node: its head and its plain view; None if it is too large."""
         if live.size_bytes > COPY_BYTES_MAX:
             return None
-        entries, fields = self._context.table.view(live.meta.sid)
+        entries, fields = self._context.shelf.table.view(live.meta.sid)
         meta = live.meta
         return {
             "epoch": list(meta.epoch),
@@ -60,14 +60,14 @@ class Copies:
         if not self._context.may_hold(self._context.region):
             return
         if isinstance(request, types.Commit) and isinstance(answer, types.Committed):
-            if self._context.live(answer.sid) is None:
+            if self._context.shelf.live(answer.sid) is None:
                 await self._extend(request, answer, node)
         elif isinstance(request, (types.Turns, types.Show)):
             claims, _ = self._context.keyring.verify(
                 answer.token if isinstance(answer, (types.TurnsRead, types.SessionView)) else "",
                 self._context.now_ms() // 1000,
             )
-            if self._context.live(claims.sid) is None:
+            if self._context.shelf.live(claims.sid) is None:
                 await self._fetch(claims.sid, node)
 
     async def _extend(self, request: types.Commit, answer: types.Committed, node: str) -> None:
@@ -105,7 +105,9 @@ class Copies:
             return
         epoch = (int(raw["epoch"][0]), str(raw["epoch"][1]))
         meta = Meta(sid, epoch, raw["standby"], n=int(raw["n"]), used_ms=int(raw["used_ms"]))
-        copy = LiveSession(meta, self._context.table, self._context.actor, self._context.limits)
+        copy = SessionCopy(
+            meta, self._context.shelf.table, self._context.shelf.actor, self._context.limits
+        )
         try:
             copy.take_view(raw["entries"], raw["fields"])
         except CorruptData:

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from roost_crdt.errors import RoostError
+from roost_crdt.sessions.stream import Stream
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
-from roostd.sessions.stream import Stream
 
 ERASE_DEADLINE_MS = 5_000
 

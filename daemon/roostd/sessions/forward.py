@@ -59,7 +59,7 @@ class Forwarder:
         token = getattr(answer, "token", None)
         if token:
             claims, _ = self._context.keyring.verify(token, self._context.now_ms() // 1000)
-            self._context.learn(claims.sid, claims.epoch, claims.standby)
+            self._context.shelf.learn(claims.sid, claims.epoch, claims.standby)
 
     async def locate(self, sid: str, *, may_begin: bool) -> Meta | None:
         """Ask all up neighbours for an unknown session; None = nobody has it and it may begin."""
@@ -86,7 +86,7 @@ class Forwarder:
         if best is not None:
             if best[2]:
                 raise NoSession(f"session {sid} was erased; open a new one")
-            return context.remember_stub(sid, best[0], best[1])
+            return context.shelf.remember_stub(sid, best[0], best[1])
         if silent:
             raise Unavailable(
                 f"session {sid} is not known here and {', '.join(silent)} did not answer; "

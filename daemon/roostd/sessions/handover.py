@@ -11,13 +11,11 @@ import asyncio
 import logging
 from typing import Any
 
-import msgspec
-
 from roost_crdt.errors import BadRequest, PeerError, RoostError, Unavailable, UnknownOutcome
-from roost_crdt.home import Follow, Meta, Whole, decode_frame, encode_frame, succeed
+from roost_crdt.home import Follow, Whole, decode_frame, encode_frame
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.stream import Stream
 from roostd.sessions.context import Context
-from roostd.sessions.live import LiveSession
-from roostd.sessions.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ class Handover:
         self._context = context
         self._stream = stream
 
-    def allowed(self, live: LiveSession, node: str) -> bool:
+    def allowed(self, live: SessionCopy, node: str) -> bool:
         """Whether `node` is up and residency lets the session live there."""
         residency = self._context.residency()
         return any(
@@ -41,7 +39,7 @@ class Handover:
             for c in self._context.neighbours.candidates()
         )
 
-    async def to(self, live: LiveSession, node: str) -> None:
+    async def to(self, live: SessionCopy, node: str) -> None:
         """Make `node` the home of a session that is at home here. Raises Unavailable."""
         context = self._context
         if node == context.node:
@@ -53,37 +51,31 @@ class Handover:
             )
         live.handing_over = True
         try:
-            async with live.lock:
-                if live.meta.home != context.node:
-                    raise Unavailable(f"session {live.meta.sid} has moved to {live.meta.home}")
-                await self._hand_over(live, node)
+            with live.pinned():
+                async with context.lock(live):
+                    if live.meta.home != context.node:
+                        raise Unavailable(f"session {live.meta.sid} has moved to {live.meta.home}")
+                    await self._hand_over(live, node)
         finally:
             live.handing_over = False
 
-    async def _hand_over(self, live: LiveSession, node: str) -> None:
+    async def _hand_over(self, live: SessionCopy, node: str) -> None:
         context = self._context
-        after = succeed(live.meta, node, context.node)
-        frame = msgspec.structs.replace(live.whole(), epoch=after.epoch, standby=after.standby)
+        frame = self._stream.handover(live, node)
+        args = {"frame": encode_frame(frame)}
         try:
             await context.neighbours.call(
-                node,
-                "session.adopt",
-                {"frame": encode_frame(frame)},
-                deadline_ms=ADOPT_DEADLINE_MS,
+                node, "session.adopt", args, deadline_ms=ADOPT_DEADLINE_MS
             )
         except UnknownOutcome:
-            # The other side may be home under `after.epoch`; this one outranks it.
-            live.set_meta(msgspec.structs.replace(live.meta, epoch=after.epoch))
-            live.enter_epoch(context.node, node, context.now_ms())
+            self._stream.handover_unknown(live, frame)
             await context.durable()
-            self._stream.offer(live)
             raise
-        live.set_meta(after)
-        live.follow = Follow()
+        self._stream.handed_over(live, frame)
         await context.durable()
-        log.info("session %s: home moved to %s, epoch %d", after.sid, node, after.epoch[0])
+        log.info("session %s: home moved to %s, epoch %d", frame.sid, node, frame.epoch[0])
 
-    async def follow(self, live: LiveSession, node: str) -> None:
+    async def follow(self, live: SessionCopy, node: str) -> None:
         """The user has moved: so does the session; a failure leaves it where it is."""
         try:
             await self.to(live, node)
@@ -100,18 +92,11 @@ class Handover:
         context = self._context
         if not isinstance(frame, Whole) or frame.epoch[1] != context.node:
             raise BadRequest(f"{peer} handed over a session that names another home")
-        meta = context.meta(frame.sid)
-        if meta is not None and meta.epoch >= frame.epoch:
+        if not self._stream.adopt(frame):
             raise Unavailable(
-                f"session {frame.sid} is at epoch {meta.epoch[0]} already; the handover is void"
+                f"session {frame.sid} has a newer epoch here; the handover of {peer} is void"
             )
-        live = context.live(frame.sid) or context.new_live(
-            Meta(frame.sid, frame.epoch, frame.standby)
-        )
-        live.replace(frame)
-        live.confirmed = context.generation
         await context.durable()
-        self._stream.offer(live)
         return True
 
     async def drain(self, deadline_ms: int) -> int:
@@ -124,7 +109,7 @@ class Handover:
 
         async def give(sid: str) -> bool:
             async with slots:
-                live = context.live(sid)
+                live = context.shelf.live(sid)
                 if live is None or live.meta.home != context.node:
                     return True
                 if live.meta.standby is None or loop.time() >= ends:
@@ -138,8 +123,10 @@ class Handover:
 
         after = ""
         while True:
-            heads = context.table.heads(after, PAGE)
-            mine = [m.sid for m in heads if m.held and not m.erased_ms and not context.expired(m)]
+            heads = context.shelf.table.heads(after, PAGE)
+            mine = [
+                m.sid for m in heads if m.held and not m.erased_ms and not context.shelf.expired(m)
+            ]
             done = await asyncio.gather(*(give(sid) for sid in mine))
             remaining += done.count(False)
             if len(heads) < PAGE:

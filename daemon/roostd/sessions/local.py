@@ -10,11 +10,12 @@ import msgspec
 
 from roost_crdt import fold
 from roost_crdt.errors import BadRequest, CallConflict, TurnConflict, WrongType
-from roost_crdt.home import Update, choose_standby
+from roost_crdt.home import Update
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.stream import Stream
 from roost_crdt.token import Claims, lacks
 from roostd.sessions.context import Context
-from roostd.sessions.live import LiveSession, new_meta
-from roostd.sessions.stream import Stream
+from roostd.sessions.delivery import Delivery
 from roostd.sessions.types import (
     Branch,
     CallReply,
@@ -39,26 +40,18 @@ CALL_BYTES_MAX = 128
 class Local:
     """What a node does for the sessions that it holds."""
 
-    def __init__(self, context: Context, stream: Stream) -> None:
+    def __init__(self, context: Context, stream: Stream, delivery: Delivery) -> None:
         self._context = context
         self._stream = stream
+        self._delivery = delivery
 
     # --- opening ---
 
-    def create(self, sid: str, epoch_n: int = 1) -> LiveSession:
+    def create(self, sid: str, epoch_n: int = 1) -> SessionCopy:
         """A new session with this node as its home; durable with the open group."""
-        context = self._context
-        standby = choose_standby(
-            sid, context.region, context.neighbours.candidates(), context.residency()
-        )
-        meta = new_meta(sid, (epoch_n, context.node), standby, context.now_ms())
-        live = context.new_live(meta)
-        live.confirmed = context.generation
-        live.set_meta(meta)
-        self._stream.offer(live)
-        return live
+        return self._stream.begin(sid, epoch_n)
 
-    def opened(self, live: LiveSession, *, created: bool = False) -> Opened:
+    def opened(self, live: SessionCopy, *, created: bool = False) -> Opened:
         meta = live.meta
         return Opened(
             sid=meta.sid,
@@ -70,7 +63,7 @@ class Local:
             created=created,
         )
 
-    async def fork(self, live: LiveSession, request: Fork) -> Opened:
+    async def fork(self, live: SessionCopy, request: Fork) -> Opened:
         """A new session with the turns up to `at`, the fields and the ledger of this one."""
         turns = live.fold.path(None)
         at = live.head_turn() if request.at is None else request.at
@@ -91,12 +84,12 @@ class Local:
 
     # --- reading ---
 
-    def stale_turns(self, live: LiveSession, claims: Claims | None) -> int:
+    def stale_turns(self, live: SessionCopy, claims: Claims | None) -> int:
         """How many turns this copy lacks of what the token's bearer has seen."""
         return 0 if claims is None else lacks(claims, live.fold.lineage())
 
     def turns(
-        self, live: LiveSession, request: Turns, claims: Claims | None, served_by: ServedBy
+        self, live: SessionCopy, request: Turns, claims: Claims | None, served_by: ServedBy
     ) -> TurnsRead:
         stale = self.stale_turns(live, claims)
         return TurnsRead(
@@ -110,7 +103,7 @@ class Local:
         )
 
     def show(
-        self, live: LiveSession, request: Show, claims: Claims | None, served_by: ServedBy
+        self, live: SessionCopy, request: Show, claims: Claims | None, served_by: ServedBy
     ) -> SessionView:
         meta = live.meta
         stale = self.stale_turns(live, claims)
@@ -145,7 +138,7 @@ class Local:
     # --- writing at home ---
 
     async def commit(
-        self, live: LiveSession, request: Commit, claims: Claims | None, origin: str
+        self, live: SessionCopy, request: Commit, claims: Claims | None, origin: str
     ) -> Committed:
         """One turn: durable here before the answer, streamed to the standby after it."""
         context = self._context
@@ -175,7 +168,7 @@ class Local:
             live.follow = live.follow.counted(origin if origin != context.node else "")
             if context.durable_at_standby():
                 await context.durable()
-                await self._stream.acknowledged(live, update.n, self._ack_wait_ms(live))
+                await self._delivery.acknowledged(live, update.n, self._ack_wait_ms(live))
         else:
             turn = first.turn
         await context.durable()
@@ -186,10 +179,10 @@ class Local:
             stale_turns=stale,
             protected=self._stream.protected(live),
             home=live.meta.home,
-            contested=live.confirmed != context.generation,
+            contested=live.confirmed != context.shelf.generation,
         )
 
-    async def call(self, live: LiveSession, request: CallStep) -> CallReply:
+    async def call(self, live: SessionCopy, request: CallStep) -> CallReply:
         """One step of a tool call; a repeated `begun` answers the state so far."""
         if not request.call or len(request.call) > CALL_BYTES_MAX or "/" in request.call:
             raise BadRequest(f"a call key has 1 to {CALL_BYTES_MAX} characters and no slash")
@@ -238,10 +231,10 @@ class Local:
 
     # --- inside ---
 
-    def _publish(self, live: LiveSession, update: Update) -> None:
+    def _publish(self, live: SessionCopy, update: Update) -> None:
         self._stream.publish(live, update)
 
-    def _base(self, live: LiveSession, request: Commit, claims: Claims | None) -> int:
+    def _base(self, live: SessionCopy, request: Commit, claims: Claims | None) -> int:
         """The turn that the caller built on; the current one if it does not say."""
         if request.base is not None:
             return request.base
@@ -254,7 +247,7 @@ class Local:
             return claims.turn
         return -1  # the bearer saw a turn of a branch that is not the active one
 
-    def _conflict(self, live: LiveSession, request: Commit, claims: Claims | None) -> TurnConflict:
+    def _conflict(self, live: SessionCopy, request: Commit, claims: Claims | None) -> TurnConflict:
         what = f"base {request.base}" if request.base is not None else "the token"
         return TurnConflict(
             f"session {live.meta.sid} is at turn {live.head_turn()} and {what} is behind it; "
@@ -264,7 +257,7 @@ class Local:
         )
 
     async def _commit_forked(
-        self, live: LiveSession, request: Commit, claims: Claims | None, origin: str
+        self, live: SessionCopy, request: Commit, claims: Claims | None, origin: str
     ) -> Committed:
         """The turn goes onto a new session that branches where the caller stood."""
         base = request.base if request.base is not None else claims.turn if claims else None
@@ -272,15 +265,15 @@ class Local:
             f"{live.meta.sid}\0{request.turn_id}".encode(), digest_size=12
         ).hexdigest()
         new_sid = f"{live.meta.sid[:90]}-{digest}"
-        child = self._context.live(new_sid)
+        child = self._context.shelf.live(new_sid)
         if child is None:
             await self.fork(live, Fork(new_sid=new_sid, at=base))
-            child = self._context.live(new_sid)
+            child = self._context.shelf.live(new_sid)
         assert child is not None, "a fork that was just made is held here"
         onto = msgspec.structs.replace(request, base=None, on_conflict="append")
         return await self.commit(child, onto, None, origin)
 
-    def _put_fields(self, live: LiveSession, request: Commit) -> dict[str, bytes]:
+    def _put_fields(self, live: SessionCopy, request: Commit) -> dict[str, bytes]:
         fields: dict[str, bytes] = {}
         table = self._context.policies().policies
         for name, values in request.put.items():
@@ -300,20 +293,20 @@ class Local:
                 fields[key] = leaf
         return fields
 
-    async def _await_previous_turn(self, live: LiveSession) -> None:
+    async def _await_previous_turn(self, live: SessionCopy) -> None:
         """A lost region must cost at most one turn: the one before this is at the standby first.
 
         Bounded: a standby that does not answer makes the turn unprotected, not impossible.
         """
-        await self._stream.acknowledged(live, live.meta.n, self._ack_wait_ms(live))
+        await self._delivery.acknowledged(live, live.meta.n, self._ack_wait_ms(live))
 
-    def _ack_wait_ms(self, live: LiveSession) -> int:
+    def _ack_wait_ms(self, live: SessionCopy) -> int:
         for candidate in self._context.neighbours.candidates():
             if candidate.node == live.meta.standby:
                 return min(int(2 * candidate.rtt_ms) + ACK_SLACK_MS, 2_000)
         return 0
 
-    def _copy_age_ms(self, live: LiveSession) -> int:
+    def _copy_age_ms(self, live: SessionCopy) -> int:
         return max(0, self._context.now_ms() - live.meta.used_ms)
 
 

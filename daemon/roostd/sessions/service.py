@@ -25,16 +25,17 @@ from roost_crdt.errors import (
     UnknownOutcome,
 )
 from roost_crdt.home import Meta, check_sid
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.stream import Stream
 from roost_crdt.token import Claims
 from roostd.sessions import types
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
+from roostd.sessions.delivery import Delivery
 from roostd.sessions.erasure import Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
-from roostd.sessions.live import LiveSession
 from roostd.sessions.local import Local
-from roostd.sessions.stream import Stream
 from roostd.sessions.takeover import Takeover
 from roostd.sessions.types import Answer, Request, ServedBy
 
@@ -55,12 +56,18 @@ class Sessions:
     def __init__(self, context: Context, random_sid: Callable[[], str]) -> None:
         self.context = self._context = context
         self._random_sid = random_sid
-        self.stream = Stream(context)
-        self._local = Local(context, self.stream)
+        self.stream = Stream(
+            context.shelf,
+            context.neighbours,
+            takeover_after_ms=context.takeover_after_ms,
+            residency=context.residency,
+        )
+        self.delivery = Delivery(self.stream, context.neighbours, context.durable)
+        self._local = Local(context, self.stream, self.delivery)
         self._copies = Copies(context)
         self._forwarder = Forwarder(context, self._copies)
         self.handover = Handover(context, self.stream)
-        self._takeover = Takeover(context, self.stream)
+        self._takeover = Takeover(context, self.stream, self.delivery)
         self._erasure = Erasure(context, self.stream, self._copies)
         self._last_tick_ms = context.now_ms()
         self._following: set[asyncio.Task[None]] = set()
@@ -156,8 +163,8 @@ class Sessions:
     async def list(self, after: str, limit: int) -> list[dict[str, Any]]:
         """Sessions held here, in order of id."""
         rows = []
-        for stored in self._context.table.heads(after, limit):
-            meta = self._context.meta(stored.sid) or stored
+        for stored in self._context.shelf.table.heads(after, limit):
+            meta = self._context.shelf.meta(stored.sid) or stored
             role = "home" if meta.home == self._context.node else "standby"
             if meta.standby != self._context.node and role == "standby":
                 role = "former"
@@ -176,9 +183,9 @@ class Sessions:
 
     async def move(self, sid: str, node: str) -> types.Opened:
         """Hand a session that is at home here over to `node`, with no stale turn."""
-        live = self._context.live(sid)
+        live = self._context.shelf.live(sid)
         if live is None or live.meta.home != self._context.node:
-            meta = self._context.meta(sid)
+            meta = self._context.shelf.meta(sid)
             where = f"its home is {meta.home}; ask there" if meta else "it is not known here"
             raise NoSession(f"session {sid} is not at home on this node: {where}")
         await self.handover.to(live, node)
@@ -207,13 +214,13 @@ class Sessions:
         return msgspec.to_builtins(answer, builtin_types=(bytes,))
 
     async def _remote_locate(self, peer: str, args: dict[str, Any]) -> Any:
-        meta = self._context.meta(str(args.get("sid", "")))
+        meta = self._context.shelf.meta(str(args.get("sid", "")))
         if meta is None or (not meta.held and not meta.erased_ms):
             return None
         return [list(meta.epoch), meta.standby, meta.erased_ms, meta.turn]
 
     async def _remote_copy(self, peer: str, args: dict[str, Any]) -> Any:
-        live = self._context.live(str(args.get("sid", "")))
+        live = self._context.shelf.live(str(args.get("sid", "")))
         return None if live is None else self._copies.export(live)
 
     async def _remote_erase(self, peer: str, args: dict[str, Any]) -> Any:
@@ -240,16 +247,16 @@ class Sessions:
     async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
         context = self._context
         claims, sid = self._claims(request)
-        meta = context.meta(sid)
+        meta = context.shelf.meta(sid)
         if claims is not None and (meta is None or claims.epoch > meta.epoch):
-            meta = context.learn(sid, claims.epoch, claims.standby)
+            meta = context.shelf.learn(sid, claims.epoch, claims.standby)
         if meta is None:
             meta = await self._forwarder.locate(sid, may_begin=isinstance(request, types.Open))
             if meta is None:
                 return await self._begin(sid)
-        context.check_lives(meta)
+        context.shelf.check_lives(meta)
         if meta.home == context.node:
-            held = context.live(sid)
+            held = context.shelf.live(sid)
             if held is None:
                 return await self._lost(request, meta)
             await self._takeover.confirm(held)
@@ -259,13 +266,13 @@ class Sessions:
         copy = self._read_copy(sid, request, claims)
         if copy is not None:
             return copy
-        return await self._forward(request, claims, context.meta(sid) or meta, hops, origin)
+        return await self._forward(request, claims, context.shelf.meta(sid) or meta, hops, origin)
 
     def _read_copy(self, sid: str, request: Request, claims: Claims | None) -> Answer | None:
         """A read from a copy that provably has what the bearer saw: no round trip."""
         if claims is None or not isinstance(request, _READS):
             return None
-        live = self._context.live(sid) or self._copies.get(sid)
+        live = self._context.shelf.live(sid) or self._copies.get(sid)
         if live is None or self._local.stale_turns(live, claims):
             return None
         if claims.turn == 0 and live.meta.home != self._context.node and not live.meta.n:
@@ -280,7 +287,21 @@ class Sessions:
 
     async def _at_home(
         self,
-        live: LiveSession,
+        live: SessionCopy,
+        request: Request,
+        claims: Claims | None,
+        served_by: ServedBy,
+        origin: str,
+    ) -> Answer:
+        with live.pinned():
+            answer = await self._carry_out(live, request, claims, served_by, origin)
+        answer.served_by = served_by
+        await self._context.durable()
+        return answer
+
+    async def _carry_out(
+        self,
+        live: SessionCopy,
         request: Request,
         claims: Claims | None,
         served_by: ServedBy,
@@ -295,23 +316,21 @@ class Sessions:
             case types.Show():
                 answer = self._local.show(live, request, claims, served_by)
             case types.Commit():
-                async with live.lock:
+                async with self._context.lock(live):
                     self._still_home(live)
                     answer = await self._local.commit(live, request, claims, origin)
                 self._follow(live)
             case types.CallStep():
-                async with live.lock:
+                async with self._context.lock(live):
                     self._still_home(live)
                     answer = await self._local.call(live, request)
             case types.Fork():
                 answer = await self._local.fork(live, request)
             case types.EraseRequest():
                 answer = types.Erased(await self._erasure.everywhere(live.meta.sid))
-        answer.served_by = served_by
-        await self._context.durable()
         return answer
 
-    def _still_home(self, live: LiveSession) -> None:
+    def _still_home(self, live: SessionCopy) -> None:
         if live.meta.home != self._context.node:
             raise Unavailable(
                 f"session {live.meta.sid} has just moved to {live.meta.home}; try again",
@@ -350,7 +369,7 @@ class Sessions:
                 f"session {meta.sid} changes its home faster than it can be followed; try again",
                 retry_after_ms=200,
             )
-        copy = context.live(meta.sid)
+        copy = context.shelf.live(meta.sid)
         standby_here = meta.standby == context.node and copy is not None
         try:
             return await self._forwarder.ask(
@@ -360,7 +379,7 @@ class Sessions:
             home_error = error
         if standby_here:
             if await self._takeover.take_over(meta.sid):
-                live = context.live(meta.sid)
+                live = context.shelf.live(meta.sid)
                 assert live is not None, "a session that was just taken over is held"
                 return await self._at_home(live, request, claims, "takeover", origin)
             raise home_error
@@ -393,7 +412,7 @@ class Sessions:
 
     # --- follow ---
 
-    def _follow(self, live: LiveSession) -> None:
+    def _follow(self, live: SessionCopy) -> None:
         node = live.follow.node
         if not live.follow.due(self._context.follow_after_turns) or live.handing_over:
             return
@@ -409,18 +428,20 @@ class Sessions:
         """Called about four times a second."""
         now_ms = self._context.now_ms()
         if now_ms - self._last_tick_ms > self._context.takeover_after_ms:
-            self._context.generation += 1
+            self._context.shelf.generation += 1
         self._last_tick_ms = now_ms
-        self.stream.tick()
+        self.delivery.tick()
 
     def on_link_up(self, peer: str) -> None:
         """A neighbour is back: offer it what it lacks, send it what it must merge."""
-        self.stream.sweep()
+        self.delivery.sweep()
 
     def counts(self) -> dict[str, int]:
         """Sessions in memory by role."""
-        home = sum(live.meta.home == self._context.node for live in self._context.lives.values())
-        return {"home": home, "standby": len(self._context.lives) - home}
+        home = sum(
+            live.meta.home == self._context.node for live in self._context.shelf.lives.values()
+        )
+        return {"home": home, "standby": len(self._context.shelf.lives) - home}
 
     async def stop(self) -> None:
         """End background work; sessions stay where they are."""
@@ -428,4 +449,4 @@ class Sessions:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
         await self._takeover.stop()
-        await self.stream.stop()
+        await self.delivery.stop()

@@ -6,11 +6,11 @@ import asyncio
 import logging
 
 from roost_crdt.errors import RoostError
-from roost_crdt.home import may_take_over
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.stream import Stream
 from roostd.sessions.context import Context
+from roostd.sessions.delivery import Delivery
 from roostd.sessions.forward import LOCATE
-from roostd.sessions.live import LiveSession
-from roostd.sessions.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,10 @@ CONFIRM_DEADLINE_MS = 1_000
 class Takeover:
     """One node's takeovers: at most one attempt at a time for a session."""
 
-    def __init__(self, context: Context, stream: Stream) -> None:
+    def __init__(self, context: Context, stream: Stream, delivery: Delivery) -> None:
         self._context = context
         self._stream = stream
+        self._delivery = delivery
         self._running: dict[str, asyncio.Task[bool]] = {}
 
     async def take_over(self, sid: str) -> bool:
@@ -37,7 +38,7 @@ class Takeover:
 
     async def _try_take_over(self, sid: str) -> bool:
         context = self._context
-        meta = context.meta(sid)
+        meta = context.shelf.meta(sid)
         assert meta is not None, "a takeover is of a session held here"
         home = meta.home
         wait_ms = context.takeover_after_ms - context.neighbours.silent_ms(home)
@@ -52,32 +53,16 @@ class Takeover:
             return False
         except RoostError as error:
             log.info("probe of %s failed: %s", home, error.message)
-        live = context.live(sid)
-        if live is None or not may_take_over(
-            live.meta,
-            context.node,
-            home_silent_ms=context.neighbours.silent_ms(home),
-            takeover_after_ms=context.takeover_after_ms,
-            probe_failed=True,
-        ):
-            return live is not None and live.meta.home == context.node
-        live.enter_epoch(context.node, home, context.now_ms())
-        live.confirmed = context.generation
+        if not self._stream.take_over(sid, probe_failed=True):
+            return False
         await context.durable()
-        log.warning(
-            "session %s: took over from %s, which is silent; epoch %d, turn %d",
-            sid,
-            home,
-            live.meta.epoch[0],
-            live.head_turn(),
-        )
-        self._stream.offer(live)
+        log.warning("session %s: took over from %s, which is silent", sid, home)
         return True
 
-    async def confirm(self, live: LiveSession) -> None:
+    async def confirm(self, live: SessionCopy) -> None:
         """After a start or a pause, ask the standby whether this node is still home."""
         context, meta = self._context, live.meta
-        if live.confirmed == context.generation or meta.standby is None:
+        if live.confirmed == context.shelf.generation or meta.standby is None:
             return
         try:
             found = await context.neighbours.call(
@@ -90,10 +75,10 @@ class Takeover:
             log.info("session %s: standby %s: %s", meta.sid, meta.standby, error.message)
             return
         if found is not None and (int(found[0][0]), str(found[0][1])) > live.meta.epoch:
-            context.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
-            self._stream.sweep()
+            context.shelf.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
+            self._delivery.sweep()
             return
-        live.confirmed = context.generation
+        live.confirmed = context.shelf.generation
 
     async def stop(self) -> None:
         """Give up attempts that are under way."""

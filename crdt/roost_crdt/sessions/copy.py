@@ -1,4 +1,4 @@
-"""One session in memory: its head, its fold, and (where it is written) its document.
+"""A copy of a session: its head, its fold, and (where it is written) its document.
 
 Every method that changes the session returns nothing and leaves a batch of items in the store's
 open group: one batch is one atomic step of durability, replication and takeover.
@@ -6,17 +6,17 @@ open group: one batch is one atomic step of durability, replication and takeover
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 
 from roost_crdt.document import Document, client_id, merge
 from roost_crdt.errors import BadRequest, CorruptData, TooLarge
 from roost_crdt.fold import Fold
-from roost_crdt.home import CHAIN_START, Epoch, Follow, Meta, Update, Whole, chain_next, succeed
+from roost_crdt.home import Follow, Meta, Update, Whole, chain_next, succeed
 from roost_crdt.limits import Limits
-from roostd.sessions.table import (
+from roost_crdt.sessions.table import (
     Items,
     SessionTable,
     base_item,
@@ -29,18 +29,20 @@ COMPACT_UPDATES = 64
 """Document updates stored one by one before they become the base."""
 
 
-class LiveSession:
+class SessionCopy:
     """A session that this node holds a copy of, as home, standby or former home."""
 
     def __init__(self, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> None:
         self.meta = meta
         self.fold = Fold()
-        self.lock = asyncio.Lock()
         self.follow = Follow()
         self.confirmed = -1
         """The clock generation in which the standby last agreed that this node is home."""
-        self.acknowledged = asyncio.Event()
         self.handing_over = False
+        self.pins = 0
+        """Users of this copy now; while there are any it stays the one copy in memory."""
+        self.waiters: list[tuple[int, Callable[[], None]]] = []
+        """(step, whom to tell once the standby holds it)"""
         self._table = table
         self._actor = actor
         self._limits = limits
@@ -48,12 +50,21 @@ class LiveSession:
         self._view_bytes = 0
 
     @classmethod
-    def load(cls, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> LiveSession:
+    def load(cls, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> SessionCopy:
         """From the stored view; the document stays on disk until it is written."""
         live = cls(meta, table, actor, limits)
         entries, fields = table.view(meta.sid)
         live._fold_in(entries, fields)
         return live
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep this copy the one in memory: two of a session would write two chains."""
+        self.pins += 1
+        try:
+            yield
+        finally:
+            self.pins -= 1
 
     @property
     def size_bytes(self) -> int:
@@ -261,8 +272,3 @@ def check_view(frame: Update) -> None:
             fold.add_field(key, leaf)
     except BadRequest as error:
         raise CorruptData(f"session {frame.sid}: {error}") from error
-
-
-def new_meta(sid: str, epoch: Epoch, standby: str | None, now_ms: int) -> Meta:
-    """The head of a session that begins here."""
-    return Meta(sid=sid, epoch=epoch, standby=standby, chain=CHAIN_START, used_ms=now_ms)

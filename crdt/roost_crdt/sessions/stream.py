@@ -7,17 +7,19 @@ when its link comes up and at intervals, so that nothing here grows with a lost 
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from roost_crdt.errors import CorruptData, PeerError
 from roost_crdt.home import (
     Ack,
+    Candidate,
     Deposed,
     Epoch,
     Erase,
+    Follow,
     Frame,
     Merge,
     Merged,
@@ -32,12 +34,12 @@ from roost_crdt.home import (
     encode_frame,
     judge_offer,
     judge_update,
+    may_take_over,
+    succeed,
 )
-from roostd.sessions.context import Context
-from roostd.sessions.live import LiveSession, check_view
-from roostd.sessions.table import head_item
-
-log = logging.getLogger(__name__)
+from roost_crdt.sessions.copy import SessionCopy, check_view
+from roost_crdt.sessions.shelf import Shelf
+from roost_crdt.sessions.table import head_item
 
 SWEEP_PAGE = 500
 STANDBY_GONE_FACTOR = 10
@@ -48,12 +50,37 @@ MERGE_AGAIN_MS = 2_000
 SWEEP_EVERY_MS = 600_000
 
 
-class Stream:
-    """Sends and receives the frames of roost_crdt.home for one node."""
+class Links(Protocol):
+    """What the stream needs of the links."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        context.on_deposed = self._send_unmerged
+    def candidates(self) -> list[Candidate]:
+        """Neighbours whose link is up."""
+        ...
+
+    def silent_ms(self, node: str) -> int:
+        """Milliseconds since the last byte from `node`; very large if it was never heard."""
+        ...
+
+
+class Stream:
+    """Sends and receives the frames of roost_crdt.home for one node.
+
+    `take_frames` is its one output: call it only when the store's open group is durable.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        links: Links,
+        *,
+        takeover_after_ms: int,
+        residency: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._shelf = shelf
+        self._links = links
+        self._takeover_after_ms = takeover_after_ms
+        self._residency = residency
+        shelf.on_deposed = self._send_unmerged
         self._outbox: list[tuple[str, Frame]] = []
         self._unacked: dict[str, int] = {}
         """Sessions of ours that their standby has not acknowledged whole -> when last offered."""
@@ -63,13 +90,11 @@ class Stream:
         """Sessions whose turns a new home has not acknowledged -> when they were last sent."""
         self._wanted: dict[str, int] = {}
         """Sessions whose whole document was asked for -> when."""
-        self._sweeping: asyncio.Task[None] | None = None
-        self._sweep_again = False
-        self._swept_ms = context.now_ms()
+        self._swept_ms = shelf.now_ms()
 
     # --- home's side ---
 
-    def publish(self, live: LiveSession, update: Update) -> None:
+    def publish(self, live: SessionCopy, update: Update) -> None:
         """Stream one step to the standby, once it is durable here."""
         if live.meta.standby is not None:
             self._outbox.append((live.meta.standby, update))
@@ -78,7 +103,7 @@ class Stream:
         if candidate is not None:
             self._outbox.append((candidate, update))
 
-    def offer(self, live: LiveSession) -> None:
+    def offer(self, live: SessionCopy) -> None:
         """Tell the standby where this copy is; it acknowledges or wants the rest."""
         meta = live.meta
         self._note_unacked(live)
@@ -87,49 +112,101 @@ class Stream:
         offer = Offer(meta.sid, meta.epoch, meta.standby, meta.n, meta.chain, meta.used_ms)
         self._outbox.append((meta.standby, offer))
 
-    def protected(self, live: LiveSession) -> bool:
+    def protected(self, live: SessionCopy) -> bool:
         """Whether losing home now costs at most one turn.
 
         At home: the standby is up and holds every step but at most the newest. Elsewhere the
         copy itself is the evidence.
         """
         meta = live.meta
-        if meta.home != self._context.node:
+        if meta.home != self._shelf.node:
             return True
-        up = {c.node for c in self._context.neighbours.candidates()}
+        up = {c.node for c in self._links.candidates()}
         return meta.standby in up and meta.acked_n >= meta.n - 1 and not meta.unmerged
 
-    async def acknowledged(self, live: LiveSession, n: int, wait_ms: int) -> bool:
-        """Wait up to `wait_ms` until the standby holds step n; False if it does not."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_ms / 1000
-        while live.meta.acked_n < n:
-            left_s = deadline - loop.time()
-            if left_s <= 0:
-                return False
-            live.acknowledged.clear()
-            try:
-                await asyncio.wait_for(live.acknowledged.wait(), left_s)
-            except TimeoutError:
-                return live.meta.acked_n >= n
+    def when_held(self, live: SessionCopy, n: int, callback: Callable[[], None]) -> None:
+        """Call back once the standby holds step n; at once if it does."""
+        if live.meta.acked_n >= n:
+            callback()
+        else:
+            live.waiters.append((n, callback))
+
+    def choose(self, sid: str) -> str | None:
+        """The neighbour that should hold the copy of a session whose home is here."""
+        return choose_standby(sid, self._shelf.region, self._links.candidates(), self._residency())
+
+    # --- changes of home ---
+
+    def begin(self, sid: str, epoch_n: int = 1) -> SessionCopy:
+        """A new session with this node as its home; stored with the open group."""
+        shelf = self._shelf
+        meta = Meta(sid, (epoch_n, shelf.node), self.choose(sid), used_ms=shelf.now_ms())
+        live = shelf.new_live(meta)
+        live.confirmed = shelf.generation
+        live.set_meta(meta)
+        self.offer(live)
+        return live
+
+    def take_over(self, sid: str, *, probe_failed: bool) -> bool:
+        """Become home, stored with the open group, if the evidence allows it."""
+        live = self._shelf.live(sid)
+        if live is None or not may_take_over(
+            live.meta,
+            self._shelf.node,
+            home_silent_ms=self._links.silent_ms(live.meta.home),
+            takeover_after_ms=self._takeover_after_ms,
+            probe_failed=probe_failed,
+        ):
+            return live is not None and live.meta.home == self._shelf.node
+        live.enter_epoch(self._shelf.node, live.meta.home, self._shelf.now_ms())
+        live.confirmed = self._shelf.generation
+        self.offer(live)
         return True
 
-    # --- between flush and socket ---
+    def handover(self, live: SessionCopy, node: str) -> Whole:
+        """The frame that makes `node` the next home once it has stored it."""
+        after = succeed(live.meta, node, self._shelf.node)
+        return msgspec.structs.replace(live.whole(), epoch=after.epoch, standby=after.standby)
 
-    def after_flush(self) -> None:
-        """Send what became durable."""
-        if not self._outbox:
-            return
+    def handed_over(self, live: SessionCopy, frame: Whole) -> None:
+        """The next home has answered: it is home, this node its standby."""
+        live.set_meta(
+            msgspec.structs.replace(live.meta, epoch=frame.epoch, standby=frame.standby, acked_n=0)
+        )
+        live.follow = Follow()
+
+    def handover_unknown(self, live: SessionCopy, frame: Whole) -> None:
+        """No answer: the other side may be home under the frame's epoch; this one outranks it."""
+        live.set_meta(msgspec.structs.replace(live.meta, epoch=frame.epoch))
+        live.enter_epoch(self._shelf.node, frame.epoch[1], self._shelf.now_ms())
+        self.offer(live)
+
+    def adopt(self, frame: Whole) -> bool:
+        """Become home of a session that was handed over; False if its epoch is not newer."""
+        shelf = self._shelf
+        assert frame.epoch[1] == shelf.node, "a session is handed to the home that it names"
+        meta = shelf.meta(frame.sid)
+        if meta is not None and (meta.epoch >= frame.epoch or meta.erased_ms):
+            return False
+        live = shelf.live(frame.sid) or shelf.new_live(Meta(frame.sid, frame.epoch, frame.standby))
+        live.replace(frame)
+        live.confirmed = shelf.generation
+        self.offer(live)
+        return True
+
+    # --- out ---
+
+    def take_frames(self) -> list[tuple[str, bytes]]:
+        """(node, frame) in order, for sending now that everything they say is durable."""
         outbox, self._outbox = self._outbox, []
-        for node, frame in outbox:
-            self._context.neighbours.send(node, encode_frame(frame))
+        return [(node, encode_frame(frame)) for node, frame in outbox]
 
     # --- frames in ---
 
     def on_frame(self, peer: str, payload: bytes) -> None:
         """One frame from a neighbour. Raises PeerError; then nothing was changed."""
         frame = decode_frame(payload)
-        meta = self._context.meta(frame.sid)
+        meta = self._shelf.meta(frame.sid)
         if meta is not None and meta.erased_ms and not isinstance(frame, Erase):
             self._outbox.append((peer, Erase(frame.sid, meta.erased_ms)))
             return
@@ -145,13 +222,13 @@ class Stream:
             case Ack():
                 self._on_ack(peer, frame)
             case Want():
-                live = self._context.live(frame.sid)
-                if live is not None and live.meta.home == self._context.node:
+                live = self._shelf.live(frame.sid)
+                if live is not None and live.meta.home == self._shelf.node:
                     self._outbox.append((peer, live.whole()))
             case Whole():
                 self._on_whole(peer, frame)
             case Deposed():
-                self._context.learn(frame.sid, frame.epoch, frame.standby)
+                self._shelf.learn(frame.sid, frame.epoch, frame.standby)
             case Merge():
                 self._on_merge(peer, frame)
             case Merged():
@@ -168,15 +245,15 @@ class Stream:
         match judge_update(meta, frame.epoch, frame.n, frame.prev_chain):
             case Verdict.APPEND:
                 check_view(frame)
-                live = self._context.live(frame.sid)
+                live = self._shelf.live(frame.sid)
                 if live is None:
-                    live = self._context.new_live(
+                    live = self._shelf.new_live(
                         Meta(frame.sid, frame.epoch, frame.standby, used_ms=frame.at_ms)
                     )
                 live.append(frame)
                 self._acknowledge(peer, live)
             case Verdict.DUPLICATE:
-                live = self._context.live(frame.sid)
+                live = self._shelf.live(frame.sid)
                 assert live is not None, "a duplicate is of something held"
                 self._acknowledge(peer, live)
             case Verdict.WANT:
@@ -191,7 +268,7 @@ class Stream:
             return
         if meta is not None and meta.unmerged:
             return  # what is held here must reach the new home first
-        live = self._context.live(frame.sid) or self._context.new_live(
+        live = self._shelf.live(frame.sid) or self._shelf.new_live(
             Meta(frame.sid, frame.epoch, frame.standby)
         )
         live.replace(frame)
@@ -206,7 +283,7 @@ class Stream:
             case Verdict.DEPOSED:
                 self._depose(peer, frame.sid)
             case Verdict.DUPLICATE:
-                live = self._context.live(frame.sid)
+                live = self._shelf.live(frame.sid)
                 assert live is not None, "a duplicate is of something held"
                 if (live.meta.epoch, live.meta.standby) != (frame.epoch, frame.standby):
                     live.set_meta(
@@ -217,8 +294,8 @@ class Stream:
                 self._want(peer, frame.sid, frame.epoch)
 
     def _on_ack(self, peer: str, frame: Ack) -> None:
-        live = self._context.live(frame.sid)
-        if live is None or live.meta.home != self._context.node:
+        live = self._shelf.live(frame.sid)
+        if live is None or live.meta.home != self._shelf.node:
             return
         meta = live.meta
         if frame.epoch > meta.epoch:
@@ -226,8 +303,8 @@ class Stream:
         if self._candidates.get(frame.sid) == peer:
             if (frame.n, frame.chain) == (meta.n, meta.chain):
                 del self._candidates[frame.sid]
-                live.enter_epoch(self._context.node, peer, self._context.now_ms())
-                live.confirmed = self._context.generation
+                live.enter_epoch(self._shelf.node, peer, self._shelf.now_ms())
+                live.confirmed = self._shelf.generation
                 self.offer(live)
             return
         if peer != meta.standby or frame.epoch != meta.epoch:
@@ -235,27 +312,28 @@ class Stream:
         if frame.n == meta.n and frame.chain != meta.chain:
             self._outbox.append((peer, live.whole()))
             return
-        live.confirmed = self._context.generation
+        live.confirmed = self._shelf.generation
         if frame.n > meta.acked_n:
             live.touch_memory(msgspec.structs.replace(meta, acked_n=min(frame.n, meta.n)))
         if frame.n >= meta.n:
             self._unacked.pop(frame.sid, None)
-        live.acknowledged.set()
+        waiters, live.waiters = live.waiters, []
+        for n, callback in waiters:
+            self.when_held(live, n, callback)
 
     def _on_merge(self, peer: str, frame: Merge) -> None:
-        live = self._context.live(frame.sid)
-        if live is None or live.meta.home != self._context.node:
-            if live is not None or self._context.meta(frame.sid) is not None:
+        live = self._shelf.live(frame.sid)
+        if live is None or live.meta.home != self._shelf.node:
+            if live is not None or self._shelf.meta(frame.sid) is not None:
                 self._depose(peer, frame.sid)
             return
-        update = live.merge(frame.document, self._context.now_ms())
+        update = live.merge(frame.document, self._shelf.now_ms())
         if update is not None:
-            log.info("session %s: turns of former home %s merged forward", frame.sid, peer)
             self.publish(live, update)
         self._outbox.append((peer, Merged(frame.sid, live.meta.epoch)))
 
     def _on_merged(self, peer: str, frame: Merged) -> None:
-        live = self._context.live(frame.sid)
+        live = self._shelf.live(frame.sid)
         if live is None or not live.meta.unmerged or live.meta.home != peer:
             return
         live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
@@ -266,14 +344,14 @@ class Stream:
 
     def _see_epoch(self, peer: str, frame: Update | Whole | Offer) -> Meta | None:
         """The head in force after a home's frame showed its epoch."""
-        meta = self._context.meta(frame.sid)
+        meta = self._shelf.meta(frame.sid)
         if meta is not None and meta.held and frame.epoch > meta.epoch:
-            meta = self._context.learn(frame.sid, frame.epoch, frame.standby)
+            meta = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
         return meta
 
     def _want(self, peer: str, sid: str, epoch: Epoch) -> None:
         """Ask for the whole document, once for all the updates of a burst that do not fit."""
-        now_ms = self._context.now_ms()
+        now_ms = self._shelf.now_ms()
         if now_ms - self._wanted.get(sid, 0) < WANT_AGAIN_MS:
             return
         if len(self._wanted) >= UNACKED_MAX:
@@ -281,65 +359,63 @@ class Stream:
         self._wanted[sid] = now_ms
         self._outbox.append((peer, Want(sid, epoch)))
 
-    def _acknowledge(self, peer: str, live: LiveSession) -> None:
+    def _acknowledge(self, peer: str, live: SessionCopy) -> None:
         meta = live.meta
         self._outbox.append((peer, Ack(meta.sid, meta.epoch, meta.n, meta.chain)))
 
     def _depose(self, peer: str, sid: str) -> None:
-        meta = self._context.meta(sid)
+        meta = self._shelf.meta(sid)
         assert meta is not None, "a higher epoch is known of it"
         self._outbox.append((peer, Deposed(sid, meta.epoch, meta.standby)))
-        live = self._context.live(sid)
-        if live is not None and meta.home == self._context.node:
+        live = self._shelf.live(sid)
+        if live is not None and meta.home == self._shelf.node:
             self.offer(live)
 
     def _send_unmerged(self, sid: str) -> None:
-        live = self._context.live(sid)
-        if live is not None and live.meta.unmerged and live.meta.home != self._context.node:
+        live = self._shelf.live(sid)
+        if live is not None and live.meta.unmerged and live.meta.home != self._shelf.node:
             if len(self._unmerged) < UNACKED_MAX:
-                self._unmerged[sid] = self._context.now_ms()
+                self._unmerged[sid] = self._shelf.now_ms()
             frame = Merge(sid, live.meta.epoch, live.document.encode())
             self._outbox.append((live.meta.home, frame))
 
     def erase_here(self, sid: str, at_ms: int) -> bool:
         """Drop every row of a session and remember that it was erased; False if it was already."""
-        context = self._context
-        meta = context.meta(sid)
+        shelf = self._shelf
+        meta = shelf.meta(sid)
         if meta is not None and meta.erased_ms:
             return False
         held = meta is not None and meta.held
         gone = msgspec.structs.replace(
-            meta or Meta(sid, (1, context.node), None), held=False, erased_ms=at_ms or 1
+            meta or Meta(sid, (1, shelf.node), None), held=False, erased_ms=at_ms or 1
         )
-        context.lives.pop(sid, None)
-        context.stubs.pop(sid, None)
+        shelf.lives.pop(sid, None)
+        shelf.stubs.pop(sid, None)
         self._unacked.pop(sid, None)
-        items = context.table.drop_items(sid)
+        items = shelf.table.drop_items(sid)
         items.update(head_item(gone))
-        context.table.put(items)
+        shelf.table.put(items)
         return held
 
-    def _note_unacked(self, live: LiveSession) -> None:
+    def _note_unacked(self, live: SessionCopy) -> None:
         if live.meta.sid in self._unacked or len(self._unacked) < UNACKED_MAX:
-            self._unacked[live.meta.sid] = self._context.now_ms()
+            self._unacked[live.meta.sid] = self._shelf.now_ms()
 
     # --- time ---
 
     def tick(self) -> None:
         """Offer again what was not acknowledged in time; look for standbys that are gone."""
-        now_ms = self._context.now_ms()
-        if now_ms - self._swept_ms > SWEEP_EVERY_MS:
-            self.sweep()
+        now_ms = self._shelf.now_ms()
         for sid, sent_ms in list(self._unmerged.items()):
-            meta = self._context.meta(sid)
+            meta = self._shelf.meta(sid)
             if meta is None or not meta.unmerged:
                 del self._unmerged[sid]
             elif now_ms - sent_ms > MERGE_AGAIN_MS:
                 self._send_unmerged(sid)
-        rtts = {c.node: c.rtt_ms for c in self._context.neighbours.candidates()}
+        rtts = {c.node: c.rtt_ms for c in self._links.candidates()}
         for sid, offered_ms in list(self._unacked.items()):
-            live = self._context.live(sid)
-            if live is None or live.meta.home != self._context.node:
+            live = self._shelf.live(sid)
+            if live is None or live.meta.home != self._shelf.node:
                 del self._unacked[sid]
                 continue
             rtt_ms = rtts.get(live.meta.standby or "")
@@ -349,68 +425,54 @@ class Stream:
             else:
                 self._replace_standby(live)
 
-    def sweep(self) -> None:
-        """Look through every session once, in the background: after a start or a link change."""
-        self._swept_ms = self._context.now_ms()
-        if self._sweeping is not None and not self._sweeping.done():
-            self._sweep_again = True
-            return
-        self._sweeping = asyncio.create_task(self._sweep(), name="session sweep")
+    def sweep_page(self, after: str) -> str | None:
+        """Look through the next page of sessions; where to go on, None at the end.
 
-    async def _sweep(self) -> None:
-        while True:
-            self._sweep_again = False
-            after = ""
-            while True:
-                heads = self._context.table.heads(after, SWEEP_PAGE)
-                for meta in heads:
-                    self._revisit(self._context.meta(meta.sid) or meta)
-                await self._context.durable()
-                self.after_flush()
-                if len(heads) < SWEEP_PAGE:
-                    break
-                after = heads[-1].sid
-                await asyncio.sleep(0.01)
-            if not self._sweep_again:
-                return
+        After a start, when a link came up, and every `SWEEP_EVERY_MS`: what the standby lacks is
+        offered, what a new home lacks is sent, what has expired is dropped.
+        """
+        heads = self._shelf.table.heads(after, SWEEP_PAGE)
+        for meta in heads:
+            self._revisit(self._shelf.meta(meta.sid) or meta)
+        if len(heads) < SWEEP_PAGE:
+            self._swept_ms = self._shelf.now_ms()
+            return None
+        return heads[-1].sid
+
+    @property
+    def sweep_due(self) -> bool:
+        """Whether the last whole sweep is long ago."""
+        return self._shelf.now_ms() - self._swept_ms > SWEEP_EVERY_MS
 
     def _revisit(self, meta: Meta) -> None:
         if meta.erased_ms:
-            for candidate in self._context.neighbours.candidates():
+            for candidate in self._links.candidates():
                 self._outbox.append((candidate.node, Erase(meta.sid, meta.erased_ms)))
             return
-        if self._context.expired(meta):
-            self._context.forget(meta.sid)
+        if self._shelf.expired(meta):
+            self._shelf.forget(meta.sid)
             return
         if not meta.held:
             return
         if meta.unmerged:
             self._send_unmerged(meta.sid)
-        elif meta.home == self._context.node:
-            live = self._context.live(meta.sid)
+        elif meta.home == self._shelf.node:
+            live = self._shelf.live(meta.sid)
             if live is None:
                 return
-            if meta.acked_n < meta.n or live.confirmed != self._context.generation:
+            if meta.acked_n < meta.n or live.confirmed != self._shelf.generation:
                 self.offer(live)
             self._replace_standby(live)
 
-    def _replace_standby(self, live: LiveSession) -> None:
+    def _replace_standby(self, live: SessionCopy) -> None:
         """Another standby for a session whose own is gone; it is named once it holds the copy."""
-        context, meta = self._context, live.meta
-        gone_ms = STANDBY_GONE_FACTOR * context.takeover_after_ms
-        if meta.standby is not None and context.neighbours.silent_ms(meta.standby) < gone_ms:
+        meta = live.meta
+        gone_ms = STANDBY_GONE_FACTOR * self._takeover_after_ms
+        if meta.standby is not None and self._links.silent_ms(meta.standby) < gone_ms:
             return
-        chosen = choose_standby(
-            meta.sid, context.region, context.neighbours.candidates(), context.residency()
-        )
+        chosen = self.choose(meta.sid)
         if chosen is None or chosen == meta.standby:
             return
         self._candidates[meta.sid] = chosen
         self._note_unacked(live)
         self._outbox.append((chosen, live.whole()))
-
-    async def stop(self) -> None:
-        """End the background sweep."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)

@@ -1,0 +1,152 @@
+"""The sessions that one node knows: copies, heads on disk, stubs of what lives elsewhere."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from roost_crdt.errors import NoSession
+from roost_crdt.home import Epoch, Meta
+from roost_crdt.limits import Limits
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.table import SessionTable, head_key
+
+STUBS_MAX = 100_000
+"""Sessions of which only the place is remembered here."""
+
+
+class Shelf:
+    """What one node knows of sessions. `actor` changes if the store takes a new one.
+
+    `now_ms` and `ttl_ms` (how long an unused session lives, 0 = for ever) are asked when needed:
+    time and policies are arguments of whoever builds the shelf.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        region: str,
+        actor: int,
+        table: SessionTable,
+        limits: Limits,
+        now_ms: Callable[[], int],
+        ttl_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.node = node
+        self.region = region
+        self.actor = actor
+        self.table = table
+        self.limits = limits
+        self.now_ms = now_ms
+        self.ttl_ms = ttl_ms
+        self.generation = 0
+        """Rises after a start or a pause: a home then asks its standby before it commits."""
+        self.on_deposed: Callable[[str], None] = lambda sid: None
+        """Called when a home that holds turns of its own has learnt of a higher epoch."""
+        self.lives: OrderedDict[str, SessionCopy] = OrderedDict()
+        self.stubs: OrderedDict[str, Meta] = OrderedDict()
+
+    def meta(self, sid: str) -> Meta | None:
+        """What this node knows of a session: a held copy's head, or a stub."""
+        live = self.lives.get(sid)
+        if live is not None:
+            return live.meta
+        return self.table.head(sid) or self.stubs.get(sid)
+
+    def live(self, sid: str) -> SessionCopy | None:
+        """The copy held here, loaded if it was not in memory. Raises CorruptData."""
+        live = self.lives.get(sid)
+        if live is not None:
+            self.lives.move_to_end(sid)
+            return live
+        meta = self.table.head(sid)
+        if meta is None or not meta.held or meta.erased_ms:
+            return None
+        return self.adopt(SessionCopy.load(meta, self.table, self.actor, self.limits))
+
+    def adopt(self, live: SessionCopy) -> SessionCopy:
+        """Keep a session in memory; the least used ones make room."""
+        self.lives[live.meta.sid] = live
+        self.lives.move_to_end(live.meta.sid)
+        self._make_room()
+        return live
+
+    def _make_room(self) -> None:
+        if len(self.lives) % 64:
+            return
+        total = sum(live.size_bytes for live in self.lives.values())
+        for sid, live in list(self.lives.items())[:-1]:
+            if total <= self.limits.documents_memory_bytes:
+                return
+            if live.pins:
+                continue
+            total -= live.size_bytes
+            del self.lives[sid]
+
+    def new_live(self, meta: Meta) -> SessionCopy:
+        """An empty copy, in memory only until its first step is stored."""
+        self.stubs.pop(meta.sid, None)
+        return self.adopt(SessionCopy(meta, self.table, self.actor, self.limits))
+
+    def forget(self, sid: str) -> None:
+        """Drop every row of an expired session, its head too."""
+        self.lives.pop(sid, None)
+        self.stubs.pop(sid, None)
+        items = self.table.drop_items(sid)
+        items[head_key(sid)] = None
+        self.table.put(items)
+
+    def remember_stub(self, sid: str, epoch: Epoch, standby: str | None) -> Meta:
+        """Note where a session lives that this node holds no copy of."""
+        meta = Meta(sid=sid, epoch=epoch, standby=standby, held=False)
+        self.stubs[sid] = meta
+        self.stubs.move_to_end(sid)
+        if len(self.stubs) > STUBS_MAX:
+            self.stubs.popitem(last=False)
+        return meta
+
+    def learn(self, sid: str, epoch: Epoch, standby: str | None) -> Meta:
+        """A higher epoch was shown (by a verified token or a frame): take it; the head in force.
+
+        A home that learns of a higher epoch is deposed at once and keeps its turns as unmerged
+        until the new home has acknowledged them.
+        """
+        meta = self.meta(sid)
+        if meta is None or not meta.held:
+            if meta is not None and (meta.epoch >= epoch or meta.erased_ms):
+                return meta
+            return self.remember_stub(sid, epoch, standby)
+        if epoch <= meta.epoch or meta.erased_ms:
+            return meta
+        live = self.live(sid)
+        assert live is not None, "a held session loads"
+        was_home = meta.home == self.node
+        live.set_meta(
+            msgspec.structs.replace(
+                meta,
+                epoch=epoch,
+                standby=standby,
+                acked_n=0,
+                unmerged=meta.unmerged or (was_home and epoch[1] != self.node),
+            )
+        )
+        if live.meta.unmerged:
+            self.on_deposed(sid)
+        return live.meta
+
+    def expired(self, meta: Meta) -> bool:
+        """Whether the session was unused for longer than its ttl."""
+        ttl_ms = self.ttl_ms()
+        return bool(ttl_ms and meta.used_ms and self.now_ms() >= meta.used_ms + ttl_ms)
+
+    def check_lives(self, meta: Meta) -> None:
+        """Raises NoSession for an erased or expired session."""
+        if meta.erased_ms:
+            raise NoSession(f"session {meta.sid} was erased; open a new one")
+        if self.expired(meta):
+            raise NoSession(
+                f"session {meta.sid} was unused for longer than its ttl; open a new one"
+            )

@@ -1,0 +1,74 @@
+"""The session stream's frames on their way, and what waits for the standby."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.stream import Stream
+from roostd.sessions.types import Neighbours
+
+SWEEP_PAUSE_S = 0.01
+
+
+class Delivery:
+    """Sends the frames of one node's stream, each after the group that it speaks of."""
+
+    def __init__(
+        self, stream: Stream, neighbours: Neighbours, durable: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._neighbours = neighbours
+        self._durable = durable
+        self._sweeping: asyncio.Task[None] | None = None
+        self._sweep_again = False
+
+    def after_flush(self) -> None:
+        """Send what became durable. A frame without room is dropped; the stream offers it again."""
+        for node, frame in self._stream.take_frames():
+            self._neighbours.send(node, frame)
+
+    async def acknowledged(self, live: SessionCopy, n: int, wait_ms: int) -> bool:
+        """Wait up to `wait_ms` until the standby holds step n; False if it does not."""
+        held = asyncio.Event()
+        self._stream.when_held(live, n, held.set)
+        if held.is_set():
+            return True
+        try:
+            await asyncio.wait_for(held.wait(), wait_ms / 1000)
+        except TimeoutError:
+            return False
+        finally:
+            live.waiters[:] = [waiter for waiter in live.waiters if waiter[1] != held.set]
+        return True
+
+    def sweep(self) -> None:
+        """Look through every session once, in the background."""
+        if self._sweeping is not None and not self._sweeping.done():
+            self._sweep_again = True
+            return
+        self._sweeping = asyncio.create_task(self._sweep(), name="session sweep")
+
+    async def _sweep(self) -> None:
+        after: str | None = ""
+        while after is not None:
+            self._sweep_again = self._sweep_again and bool(after)
+            after = self._stream.sweep_page(after)
+            await self._durable()
+            self.after_flush()
+            await asyncio.sleep(SWEEP_PAUSE_S)
+            if after is None and self._sweep_again:
+                after = ""
+
+    def tick(self) -> None:
+        """Whatever is due: offers and merges that were not answered, the regular sweep."""
+        self._stream.tick()
+        if self._stream.sweep_due:
+            self.sweep()
+
+    async def stop(self) -> None:
+        """End the background sweep."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
