@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roost_crdt.yplaces import EntryRuns, FieldIndex, covers, runs_by_client
+from roost_crdt.yupdate import Contents, Item, Overwrite, Range
+
+RANGES = st.lists(
+    st.builds(
+        lambda client, start, size: Range(client, start, start + size),
+        st.integers(1, 3),
+        st.integers(0, 30),
+        st.integers(1, 6),
+    ),
+    max_size=8,
+)
+
+
+@given(RANGES)
+def test_runs_cover_what_their_ranges_do(ranges: list[Range]) -> None:
+    runs = runs_by_client(ranges)
+    for client in (1, 2, 3):
+        for clock in range(40):
+            expected = any(r.client == client and r.start <= clock < r.end for r in ranges)
+            assert covers(runs.get(client, ()), clock) == expected
+    for mine in runs.values():
+        assert all(one.end < other.start for one, other in pairwise(mine))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=8), st.integers(0, 50))
+def test_entry_runs_know_which_clocks_are_entries(steps: list[tuple[int, int]], at: int) -> None:
+    runs, taken, clock = EntryRuns(), set(), 0
+    for gap, size in steps:
+        clock += gap
+        runs.add(7, clock, clock + size)
+        taken.update(range(clock, clock + size))
+        clock += size
+    assert runs.holds(7, at) == (at in taken)
+    assert not runs.holds(8, at)
+    for size in (1, 3, 60):
+        expected = not taken.isdisjoint(range(at, at + size))
+        assert runs.touches(Range(7, at, at + size)) == expected
+        assert not runs.touches(Range(8, at, at + size))
+
+
+def contents(fields: list[Item] = [], overwrites: list[Overwrite] = []) -> Contents:  # noqa: B006
+    return Contents([], [], fields, overwrites, [])
+
+
+def test_an_overwrite_has_the_field_of_what_it_replaces() -> None:
+    index = FieldIndex()
+    index.note("a", (7, 0))
+    chain = [
+        Overwrite((8, 2), b"3", 9, 0, 0),
+        Overwrite((7, 0), None, 8, 1, 2),
+        Overwrite((9, 9), b"?", 9, 1, 1),
+    ]
+    named, unresolved = index.resolve(contents(overwrites=chain))
+    assert [(key, item.client) for key, item in named] == [("a", 8), ("a", 9)]
+    assert list(unresolved) == [(9, 9)]
+
+
+def test_a_field_moves_with_its_newest_place() -> None:
+    index = FieldIndex()
+    index.note("a", (7, 0))
+    index.note("a", (7, 1))
+    assert index.keys_in({7: [Range(7, 0, 1)]}) == set()
+    assert index.keys_in({7: [Range(7, 0, 1_000_000)]}) == {"a"}
+    deletes = runs_by_client([Range(7, 1, 2)])
+    named, _ = index.resolve(contents(overwrites=[Overwrite((7, 1), b"2", 9, 4, 4)]))
+    index.take(named, deletes)
+    assert index.keys_in({7: [Range(7, 1, 2)]}) == set()
+    assert index.keys_in({9: [Range(9, 4, 5)]}) == {"a"}
+
+
+def test_a_long_chain_over_two_clients_is_resolved_in_one_walk() -> None:
+    overwrites = [
+        Overwrite((1 + (n + 1) % 2, n), b"x", 1 + n % 2, n + 1, n + 1) for n in range(20_000)
+    ]
+    overwrites.reverse()
+    first = Item("a", b"0", 2, 0, 0)
+    named, unresolved = FieldIndex().resolve(contents([first], overwrites))
+    assert not unresolved
+    assert len(named) == 20_001
+    assert {key for key, _ in named} == {"a"}
