@@ -9,31 +9,32 @@ yet due, because nodes hide it by their own clocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from roost_crdt.rows import counter, map, register, set  # noqa: A004
-from roost_crdt.rows.expiry import head_expiry
+from roost_crdt.rows import counter, map, set  # noqa: A004
 from roost_crdt.rows.layout import (
     HEAD,
+    NO_STAMP,
     TAG_FIELD,
     TYPE_COUNTER,
     TYPE_MAP,
     TYPE_REGISTER,
     TYPE_SET,
     Delta,
-    Part,
     Row,
     Rows,
 )
+from roost_crdt.rows.leaf import KIND_DEAD
 from roost_crdt.rows.wire import encode
 
 BUCKETS: Final = 4096
 HOUR_MS: Final = 3_600_000
 MODULUS: Final = 1 << 128
 
+_HASH = blake2b(digest_size=16, person=b"roost-digest")
 _DIGESTED = {TYPE_REGISTER, TYPE_COUNTER, TYPE_SET, TYPE_MAP}
 
 
@@ -61,7 +62,7 @@ def contribution(type_code: int, key: bytes, rows: Rows) -> Contribution:
     """What a key with these rows adds. Rates and documents add nothing here."""
     if type_code not in _DIGESTED:
         return Contribution(0, {})
-    return _sum(type_code, key, rows, rows)
+    return _sum(type_code, key, rows, rows.get(HEAD))
 
 
 def change(type_code: int, key: bytes, before: Rows, delta: Delta) -> Contribution:
@@ -71,12 +72,13 @@ def change(type_code: int, key: bytes, before: Rows, delta: Delta) -> Contributi
     """
     if type_code not in _DIGESTED:
         return Contribution(0, {})
-    after = {**before, **delta} if HEAD in delta else None
-    if after is not None:
-        return _sum(type_code, key, after, after).minus(_sum(type_code, key, before, before))
+    if HEAD in delta:
+        after = contribution(type_code, key, {**before, **delta})
+        return after.minus(contribution(type_code, key, before))
     touched = {part: before[part] for part in delta if part in before}
-    new = _sum(type_code, key, _headed(before, delta), delta)
-    return new.minus(_sum(type_code, key, before, touched))
+    head = before.get(HEAD)
+    new = _sum(type_code, key, delta, head)
+    return new.minus(_sum(type_code, key, touched, head)) if touched else new
 
 
 def root(buckets: Sequence[int], hours: Mapping[int, int], now_ms: int) -> str:
@@ -90,55 +92,46 @@ def root(buckets: Sequence[int], hours: Mapping[int, int], now_ms: int) -> str:
     return digest.hexdigest()
 
 
-def _headed(before: Rows, delta: Delta) -> Rows:
-    head = before.get(HEAD)
-    return delta if head is None else {**delta, HEAD: head}
-
-
-def _sum(type_code: int, key: bytes, rows: Rows, counted: Rows) -> Contribution:
-    """The sum over the rows `counted` of a key whose head is in `rows`."""
+def _sum(type_code: int, key: bytes, rows: Rows, head: Row | None) -> Contribution:
     live = 0
     hours: dict[int, int] = {}
-    for amount, expires_ms in _elements(type_code, key, rows, counted.items()):
+    for amount, expires_ms in _elements(type_code, key, rows, head):
         if not expires_ms:
-            live = (live + amount) % MODULUS
+            live += amount
         else:
             hour = expires_ms // HOUR_MS
             hours[hour] = (hours.get(hour, 0) + amount) % MODULUS
-    return Contribution(live, {hour: amount for hour, amount in hours.items() if amount})
+    return Contribution(live % MODULUS, {hour: amount for hour, amount in hours.items() if amount})
 
 
 def _elements(
-    type_code: int, key: bytes, rows: Rows, counted: Iterable[tuple[Part, Row]]
-) -> Iterable[tuple[int, int]]:
-    """Hash and expiry of each live element, without regard to the time."""
-    cleared = set.cleared_of(rows) if type_code == TYPE_SET else {}
-    clear = map.clear_stamp(rows) if type_code == TYPE_MAP else (0, 0)
-    whole_ms = 0 if type_code == TYPE_REGISTER else head_expiry(rows)[2]
-    for part, row in counted:
-        ends_ms = whole_ms
-        value: tuple[int | bytes, ...] = ()
+    type_code: int, key: bytes, rows: Rows, head: Row | None
+) -> Iterator[tuple[int, int]]:
+    """Hash and expiry of each live element under a head, without regard to the time."""
+    if type_code == TYPE_REGISTER:
+        for part, row in rows.items():
+            if row[2] != KIND_DEAD:
+                yield _hash((type_code, key, part, row[2], row[3], row[6])), row[6]
+        return
+    whole_ms: int = head[-1] if head else 0
+    cleared = dict(head[0]) if head and type_code == TYPE_SET else {}
+    clear = head[:2] if head and type_code == TYPE_MAP else NO_STAMP
+    for part, row in rows.items():
         if part == HEAD:
             continue
-        if type_code == TYPE_REGISTER:
-            if not register.exists(rows, 0):
-                continue
-            value, ends_ms = row[2:4], row[6]
-        elif type_code == TYPE_SET:
-            if not set.is_present(row, cleared):
-                continue
+        if type_code == TYPE_SET:
+            if set.is_present(row, cleared):
+                yield _hash((type_code, key, part, whole_ms)), whole_ms
         elif part[0] == TAG_FIELD:
-            if not map.is_present(row, clear, 0):
-                continue
-            value = row[2:4]
-            ends_ms = min(filter(None, (row[4], whole_ms)), default=0)
+            if map.is_present(row, clear, 0):
+                ends_ms = min(filter(None, (row[4], whole_ms)), default=0)
+                yield _hash((type_code, key, part, row[2], row[3], ends_ms)), ends_ms
         elif counter.is_live(row):
-            value = (row[0] - row[2], row[1] - row[3])
-        else:
-            continue
-        yield _hash(type_code, key, part, (*value, ends_ms)), ends_ms
+            counts = (row[0] - row[2], row[1] - row[3])
+            yield _hash((type_code, key, part, *counts, whole_ms)), whole_ms
 
 
-def _hash(type_code: int, key: bytes, part: Part, value: tuple[int | bytes, ...]) -> int:
-    data = encode((type_code, key, part, *value))
-    return int.from_bytes(blake2b(data, digest_size=16, person=b"roost-digest").digest(), "big")
+def _hash(element: tuple[int | bytes, ...]) -> int:
+    hashed = _HASH.copy()
+    hashed.update(encode(element))
+    return int.from_bytes(hashed.digest(), "big")

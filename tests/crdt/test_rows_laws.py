@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 
 from roost_crdt.testing import (
     ROW_LATTICES,
+    START_MS,
     TYPES,
+    History,
     Lattice,
     LawBroken,
+    Step,
     check_deltas,
     check_laws,
     law_test,
     row_states,
+    run,
 )
 
 
@@ -69,7 +73,10 @@ def test_a_value_that_hides_in_equal_bytes_is_caught() -> None:
 
 def test_lossy_decoding_is_caught() -> None:
     lattice = Lattice(
-        frozenset, frozenset.union, lambda state: bytes(sorted(state)), lambda raw: frozenset(raw[:1])
+        frozenset,
+        frozenset.union,
+        lambda state: bytes(sorted(state)),
+        lambda raw: frozenset(raw[:1]),
     )
     with pytest.raises(LawBroken, match="decodes what it encodes"):
         check_laws(lattice, frozenset({1}), frozenset({2}), frozenset())
@@ -81,3 +88,18 @@ def test_deltas_that_leave_something_out_are_caught() -> None:
     check_deltas(lattice, states, [frozenset({1}), frozenset({2})])
     with pytest.raises(LawBroken, match="a delta is the difference"):
         check_deltas(lattice, states, [frozenset({1}), frozenset({1})])
+
+
+def test_a_history_plays_through_records() -> None:
+    steps = (
+        Step(0, 5, "write", (("add", 3), ("add", -1))),
+        Step(1, 5, "write", (("add", 0),)),
+        Step(1, 0, "pull", (0, 0)),
+        Step(1, 0, "pull", (0, 0)),
+        Step(0, 0, "write", (("add", 0),)),
+    )
+    first, second = run(History("counter", (0, 10), steps))
+    assert len(first.records) == 1, "one record for a batch, none for nothing"
+    assert (first.value(START_MS), second.value(START_MS)) == ((True, 2), (True, 2))
+    assert second.vv == {1: first.vv[1], 2: ((START_MS + 20) << 16)}
+    assert not second.take(first.records[0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -76,11 +77,10 @@ def nested_deeper(text: bytes, levels: int) -> bool:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise BadRequest(f"the name {name[:64]!r} stands twice in one JSON object")
-        seen.add(name)
+    if len(dict(pairs)) != len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for name, following in pairwise(names) if name == following)
+        raise BadRequest(f"the name {twice[:64]!r} stands twice in one JSON object")
 
 
 def compact_json(text: bytes, *, nesting_max: int = _NESTING_MAX) -> bytes:

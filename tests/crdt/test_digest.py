@@ -1,0 +1,168 @@
+"""Digests: equal where readers see the same, different where they do not; cheap to keep."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roost_crdt import values
+from roost_crdt.digest import (
+    BUCKETS,
+    HOUR_MS,
+    MODULUS,
+    Contribution,
+    bucket_of,
+    change,
+    contribution,
+    root,
+)
+from roost_crdt.rows import Rows, counter, join_delta, rate, register
+from roost_crdt.rows import map as maps
+from roost_crdt.rows import set as sets
+from roost_crdt.rows.layout import (
+    TYPE_BY_NAME,
+    TYPE_COUNTER,
+    TYPE_DOC,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_REGISTER,
+    TYPE_SET,
+)
+from roost_crdt.testing import TYPES, row_states
+
+A, B = 1, 2
+NOTHING = Contribution(0, {})
+K = b"k"
+
+
+def _plus(a: Contribution, b: Contribution) -> Contribution:
+    hours = {
+        hour: amount
+        for hour in {*a.hours, *b.hours}
+        if (amount := (a.hours.get(hour, 0) + b.hours.get(hour, 0)) % MODULUS)
+    }
+    return Contribution((a.live + b.live) % MODULUS, hours)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_change_leads_from_one_sum_to_the_next(name: str) -> None:
+    code = TYPE_BY_NAME[name]
+
+    @settings(max_examples=200, deadline=None)
+    @given(row_states(name), row_states(name))
+    def check(before: Rows, delta: Rows) -> None:
+        joined = join_delta(code, before, delta)
+        after = {**before, **joined}
+        moved = _plus(contribution(code, K, before), change(code, K, before, joined))
+        assert moved == contribution(code, K, after)
+        assert change(code, K, before, {}) == NOTHING
+
+    check()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_what_is_dead_adds_nothing(name: str) -> None:
+    code = TYPE_BY_NAME[name]
+
+    @settings(max_examples=100, deadline=None)
+    @given(row_states(name))
+    def check(rows: Rows) -> None:
+        left = {**rows}
+        for part in values.dead_parts(code, rows, 0):
+            del left[part]
+        assert contribution(code, K, left) == contribution(code, K, rows)
+
+    check()
+
+
+def test_tombstones_rates_and_documents_add_nothing() -> None:
+    put = register.put({}, b"v", (1, A))
+    assert contribution(TYPE_REGISTER, K, register.delete(put, (2, A))) == NOTHING
+    rows = rate.add({}, 5, (1 << 40, A), 1_000, 100)
+    assert contribution(TYPE_RATE, K, rows) == NOTHING
+    assert change(TYPE_RATE, K, {}, rows) == NOTHING
+    assert contribution(TYPE_DOC, K, {b"\x0b": ()}) == NOTHING
+
+
+def test_what_readers_see_differs_in_the_sum() -> None:
+    def of(value: bytes | str, key: bytes = K) -> int:
+        return contribution(TYPE_REGISTER, key, register.put({}, value, (1, A))).live
+
+    sums = [of(b"1"), of("1"), of(b"2"), of(b"1", b"other")]
+    fields = maps.put({}, {b"f": b"1"}, (1, A), 0)
+    sums.append(contribution(TYPE_MAP, K, fields).live)
+    sums.append(contribution(TYPE_MAP, K, maps.put({}, {b"f": b"2"}, (1, A), 0)).live)
+    sums.append(contribution(TYPE_MAP, K, maps.put({}, {b"g": b"1"}, (1, A), 0)).live)
+    sums.append(contribution(TYPE_SET, K, sets.add({}, [b"f"], (1, A), 0)).live)
+    sums.append(contribution(TYPE_SET, K, sets.add({}, ["1"], (1, A), 0)).live)
+    sums.append(contribution(TYPE_COUNTER, K, counter.add({}, 1, (1, A), 0)).live)
+    sums.append(contribution(TYPE_COUNTER, K, counter.add({}, 2, (1, A), 0)).live)
+    assert 0 not in sums
+    assert len(set(sums)) == len(sums)
+
+
+def test_the_stamp_of_a_value_is_not_its_value() -> None:
+    one = contribution(TYPE_REGISTER, K, register.put({}, b"v", (1, A)))
+    assert one == contribution(TYPE_REGISTER, K, register.put({}, b"v", (2, B)))
+    once = sets.add({}, [b"x"], (1, A), 0)
+    twice = sets.add(once, [b"x"], (2, A), 0)
+    assert contribution(TYPE_SET, K, once) == contribution(TYPE_SET, K, twice)
+
+
+def test_what_expires_is_summed_by_its_hour() -> None:
+    ends_ms = 7 * HOUR_MS + 5
+    put = contribution(TYPE_REGISTER, K, register.put({}, b"v", (1, A), ends_ms))
+    assert put.live == 0
+    assert list(put.hours) == [7]
+    rows = counter.add({}, 1, (1, A), 0)
+    rows |= counter.expire(rows, (2, A), ends_ms)
+    assert list(contribution(TYPE_COUNTER, K, rows).hours) == [7]
+    other = {**rows, **counter.expire(rows, (3, A), ends_ms + 1)}
+    assert contribution(TYPE_COUNTER, K, other) != contribution(TYPE_COUNTER, K, rows)
+    field = maps.put({}, {b"f": b"1"}, (1, A), 0, expires_ms=ends_ms)
+    assert list(contribution(TYPE_MAP, K, field).hours) == [7]
+    whole = {**field, **maps.expire(field, (2, A), 2 * HOUR_MS)}
+    assert list(contribution(TYPE_MAP, K, whole).hours) == [2], "whichever ends first"
+
+
+def test_a_new_expiry_moves_every_element_of_the_key() -> None:
+    rows = sets.add({}, [b"x", b"y"], (1, A), 0)
+    delta = sets.expire(rows, (2, A), 3 * HOUR_MS)
+    moved = change(TYPE_SET, K, rows, delta)
+    before = contribution(TYPE_SET, K, rows)
+    assert moved.live == -before.live % MODULUS
+    assert list(moved.hours) == [3]
+
+
+def test_a_sum_that_returns_to_nothing_leaves_nothing() -> None:
+    a = Contribution(5, {1: 2, 2: 3})
+    assert a.minus(a) == NOTHING
+    assert NOTHING.minus(a) == Contribution(MODULUS - 5, {1: MODULUS - 2, 2: MODULUS - 3})
+
+
+def test_buckets_are_used_evenly() -> None:
+    used = {bucket_of(b"policy:%d" % number) for number in range(40_000)}
+    assert used <= set(range(BUCKETS))
+    assert len(used) > BUCKETS * 0.99
+
+
+@given(st.integers(0, BUCKETS - 1), st.integers(1, MODULUS - 1))
+def test_the_root_shows_every_bucket(bucket: int, amount: int) -> None:
+    empty = [0] * BUCKETS
+    changed = list(empty)
+    changed[bucket] = amount
+    assert root(changed, {}, 0) != root(empty, {}, 0)
+    assert len(root(empty, {}, 0)) == 32
+
+
+def test_hours_count_until_they_are_due() -> None:
+    buckets = [0] * BUCKETS
+    empty = root(buckets, {}, 0)
+    assert root(buckets, {5: 1}, 5 * HOUR_MS - 1) != empty
+    assert root(buckets, {5: 1}, 5 * HOUR_MS) == empty
+    assert root(buckets, {5: 0}, 0) == empty
+    assert root(buckets, {5: 1, 6: 2}, 0) == root(buckets, {6: 2, 5: 1}, 0)
+    assert root(buckets, {5: 1, 6: 2}, 0) != root(buckets, {5: 2, 6: 1}, 0)
+    with pytest.raises(AssertionError):
+        root([0], {}, 0)
