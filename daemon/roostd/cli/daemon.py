@@ -134,7 +134,10 @@ def json_text(value: Any) -> str:
 
 
 def readable(reply: Any) -> Any:
-    """A reply with text for bytes, and members `x_json` parsed and named `x`."""
+    """A reply with text for bytes, and members `x_json` parsed and named `x`.
+
+    Where a member `json` holds the whole of a reply, that is taken.
+    """
     if isinstance(reply, dict):
         fields: dict[str, Any] = {}
         for name, value in reply.items():
@@ -143,7 +146,7 @@ def readable(reply: Any) -> Any:
                 fields[key.removesuffix("_json")] = None if value is None else json.loads(value)
             else:
                 fields[key] = readable(value)
-        return fields["json"] if set(fields) == {"json"} else fields
+        return fields.get("json", fields)
     if isinstance(reply, (list, tuple, set)):
         return [readable(item) for item in reply]
     return _text(reply) if isinstance(reply, bytes) else reply

@@ -30,7 +30,7 @@ def open_(daemon: Daemon, sid: str | None) -> None:
 
     A SID that exists gets a fresh token.
     """
-    opened = _open(daemon, sid)
+    opened = daemon.fields("ROOST.OPEN", *(() if sid is None else (sid,)), effect=True)
     daemon.show(opened, str(opened["sid"]))
 
 
@@ -41,10 +41,9 @@ def open_(daemon: Daemon, sid: str | None) -> None:
 @daemon_command
 def show(daemon: Daemon, sid: str, last: int | None, only_messages: bool) -> None:
     """Show where a session lives, its fields and calls, and its messages as JSON lines."""
-    view = daemon.ask("ROOST.SESSION", sid)
-    facts = readable(view)
-    token = facts.pop("token", None) or _open(daemon, sid)["token"]
-    turns = daemon.ask("ROOST.TURNS", token, *(() if last is None else (last,)))
+    facts = daemon.fields("ROOST.SESSION", sid)
+    facts.pop("token", None)
+    turns = daemon.ask("ROOST.TURNS", sid, *(() if last is None else (last,)))
     messages = msgspec.json.decode(raw_member(turns, "messages"), type=list[msgspec.Raw])
     if only_messages:
         for message in messages:
@@ -115,8 +114,7 @@ def commit(
         body["base"] = base
     for policy, field, text in puts:
         body.setdefault("put", {}).setdefault(policy, {})[field] = _json(text, "--put")
-    token = _known(daemon, sid)
-    done = daemon.fields("ROOST.TURN", token, msgspec.json.encode(body), effect=True)
+    done = daemon.fields("ROOST.TURN", sid, msgspec.json.encode(body), effect=True)
     protected = "" if done.get("protected") else ", not yet protected by a standby"
     daemon.show(done, f"turn {done.get('turn')}{protected}")
 
@@ -127,8 +125,7 @@ def commit(
 @daemon_command
 def fork(daemon: Daemon, sid: str, at: int | None) -> None:
     """Make a new session with the turns of SID so far, and print its id."""
-    token = _known(daemon, sid)
-    made = daemon.fields("ROOST.FORK", token, *(() if at is None else (at,)), effect=True)
+    made = daemon.fields("ROOST.FORK", sid, *(() if at is None else (at,)), effect=True)
     daemon.show(made, str(made.get("sid")))
 
 
@@ -147,7 +144,7 @@ def move(daemon: Daemon, sid: str, node: str) -> None:
 @daemon_command
 def erase(daemon: Daemon, sid: str) -> None:
     """Erase a session everywhere, for ever; prints a receipt of each node that held it."""
-    reply = readable(daemon.ask("ROOST.ERASE", _known(daemon, sid), effect=True))
+    reply = readable(daemon.ask("ROOST.ERASE", sid, effect=True))
     receipts = reply.get("receipts", []) if isinstance(reply, dict) else reply
     lines = "\n".join(json_text(receipt) for receipt in receipts)
     daemon.show({"sid": sid, "receipts": receipts}, lines)
@@ -170,16 +167,6 @@ def list_(daemon: Daemon, after: str, limit: int | None) -> None:
     columns = list(dict.fromkeys(name for entry in found for name in entry)) or ["sid"]
     rows = [[entry.get(column) for column in columns] for entry in found]
     daemon.show(found, lambda out: out.print(table("", columns, rows)))
-
-
-def _open(daemon: Daemon, sid: str | None) -> dict[str, Any]:
-    return daemon.fields("ROOST.OPEN", *(() if sid is None else (sid,)), effect=True)
-
-
-def _known(daemon: Daemon, sid: str) -> str:
-    """A token of a session that exists: opening an unknown one would make it."""
-    token = daemon.fields("ROOST.SESSION", sid).get("token")
-    return str(token) if token else str(_open(daemon, sid)["token"])
 
 
 def _messages(lines: Iterable[str]) -> list[msgspec.Raw]:
