@@ -35,6 +35,7 @@ from roostd.node.keys import Keys
 from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
+from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
 from roostd.sessions import Context, Sessions, session_ttl_ms
@@ -271,24 +272,23 @@ class Node:
         """Hand every session to its standby; how many remain here."""
         return await self.sessions.handover.drain(DRAIN_DEADLINE_MS)
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read policies, keys and credentials again. Raises ConfigError; then the old ones stay."""
         policies = load_policies(self.config)
         credentials = load_credentials(self.config)
-        refuse_changes(self.policies, policies, self._has_keys)
+        held = await policies_with_keys(
+            self.policies,
+            scan=lambda prefix, after, limit: self.store.keys(prefix, after, limit, self.now_ms()),
+            scan_linear=self.linear.scan,
+            has_sessions=lambda: bool(self.shelf.table.heads("", 1)),
+        )
+        refuse_changes(self.policies, policies, held.__contains__)
         self.keyring.reload()
         self.policies, self.credentials = policies, credentials
         self.store.put(logformat.KIND_META, {b"policies": policies.text.encode()})
         replica = self.gossip.replica
         replica.policy_hashes = policies.hashes()
         replica.public_keys = self.keyring.public_keys()
-
-    def _has_keys(self, policy: str) -> bool:
-        name = policy.encode()
-        return any(
-            key == name or key.startswith(name + b":")
-            for key in self.store.keys(name, b"", 2, self.now_ms())
-        )
 
     # --- what faces ask ---
 
