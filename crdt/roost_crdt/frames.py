@@ -46,6 +46,7 @@ __all__ = [
     "SnapshotRows",
     "SnapshotWant",
     "Want",
+    "check_identity",
     "decode_frame",
     "decode_greeting",
     "encode_frame",
@@ -226,6 +227,20 @@ def decode_greeting(data: bytes) -> Greeting:
     if not isinstance(frame, _GreetingFrame):
         raise PeerError("the first message of a link is not a greeting")
     return frame.greeting
+
+
+def check_identity(greeting: Greeting, *, node: str, cluster: str) -> None:
+    """PeerError unless the greeting can be of a neighbour of `node` in `cluster`."""
+    theirs = greeting.node
+    if not set(greeting.versions) & set(PROTOCOL_VERSIONS):
+        raise PeerError(
+            f"{theirs} speaks protocol versions {list(greeting.versions)}, {node} speaks "
+            f"{list(PROTOCOL_VERSIONS)}: upgrade the older one"
+        )
+    if greeting.cluster != cluster:
+        raise PeerError(f"{theirs} belongs to cluster {greeting.cluster!r}, {node} to {cluster!r}")
+    if theirs == node:
+        raise PeerError(f"{theirs!r} is this node's own id: two nodes share it")
 
 
 def vv_hash(vv: Mapping[int, int]) -> bytes:

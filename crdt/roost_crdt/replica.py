@@ -180,19 +180,9 @@ class Replica:
         self._near.tell_links()
 
     def _check_greeting(self, node: str, greeting: f.Greeting) -> None:
-        if not set(greeting.versions) & set(f.PROTOCOL_VERSIONS):
-            raise PeerError(
-                f"{node} speaks protocol versions {list(greeting.versions)}, this node "
-                f"{list(f.PROTOCOL_VERSIONS)}: upgrade the older one"
-            )
-        if greeting.cluster != self.cluster:
-            raise PeerError(
-                f"{node} belongs to cluster {greeting.cluster!r}, this node to {self.cluster!r}"
-            )
+        f.check_identity(greeting, node=self.node, cluster=self.cluster)
         if greeting.node != node:
             raise PeerError(f"{node} greets as {greeting.node!r}")
-        if node == self.node:
-            raise PeerError(f"{node} is this node's own id: two nodes share it")
         held = self.vv.get(self.actor, 0)
         known = greeting.vv.get(self.actor, 0)
         if greeting.head is not None and greeting.head[0] == self.actor:

@@ -37,6 +37,7 @@ GREETING_S = 5.0
 UNGREETED_MAX = 64
 """Connections that have not greeted yet; above it new ones are refused."""
 TCP_USER_TIMEOUT_MS = 2_000
+KEEPALIVE_S = 5
 CLOSE_S = 1.0
 
 _log = logging.getLogger("roostd.wire")
@@ -123,6 +124,9 @@ def _prepare(connection: Connection) -> None:
     with socket.socket(fileno=os.dup(sock.fileno())) as same:
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
 
 
 def _greeted(connection: Connection, limits: Limits) -> None:
@@ -265,6 +269,7 @@ class Listener:
             pass
         except TimeoutError:
             self.last_error = f"no greeting within {GREETING_S} s"
+        finally:
             connection.transport.abort()
 
     async def _await_greeting(self, connection: Accepted) -> Greeting:
