@@ -1,0 +1,93 @@
+"""The ASGI application: routes, and around each what is alike for all of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from roost_crdt.errors import CorruptData, RoostError, UnknownOutcome
+from roostd.api.facade import Node
+from roostd.api.http import keys, node, sessions, watch
+from roostd.api.http.problems import document, problem
+from roostd.api.http.request import Call, check_place
+from roostd.api.http.routes import TABLE, HttpRoute
+from roostd.api.metrics import FaceMetrics
+from roostd.api.operations import Operations
+from roostd.store import StoreFailed
+
+log = logging.getLogger(__name__)
+
+SERVED = (keys, node, sessions, watch)
+"""Modules whose import registers their routes."""
+
+
+def application(node: Node, operations: Operations, metrics: FaceMetrics) -> Starlette:
+    """The HTTP face of a node."""
+    by_path: dict[str, list[HttpRoute]] = {}
+    for route in TABLE.routes:
+        by_path.setdefault(route.path, []).append(route)
+    routes = [
+        Route(
+            route.path,
+            _endpoint(route, node, operations, metrics),
+            methods=[route.method],
+        )
+        for same_path in by_path.values()
+        for route in same_path
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _refuse_http, Exception: _failed},
+    )
+    app.router.redirect_slashes = False
+    app.state.streams = watch.Streams()
+    return app
+
+
+def _endpoint(
+    route: HttpRoute, node: Node, operations: Operations, metrics: FaceMetrics
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        started = time.monotonic()
+        try:
+            check_place(request, node)
+            response = await route.handler(Call(request, node, operations))
+            if node.pending:
+                await node.durable()
+        except RoostError as error:
+            metrics.count_error(error.code)
+            response = problem(error)
+        except StoreFailed:
+            lost = UnknownOutcome("the disk failed; this node stops. Retry at another one")
+            metrics.count_error(lost.code)
+            response = problem(lost)
+        except CorruptData as error:
+            metrics.count_error("CORRUPT")
+            log.error("damaged data: %s", error)  # noqa: TRY400 - the cause is in the text
+            response = document(500, "ERR", f"stored data is damaged: {error}; see roost check")
+        seconds = time.monotonic() - started
+        metrics.count_request(request.method, route.path, response.status_code, seconds)
+        return response
+
+    return endpoint
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return document(405, "BADREQUEST", f"{request.method} is not for {request.url.path}")
+    if error.status_code == 404:
+        return document(404, "BADREQUEST", f"there is no {request.url.path}; see /docs")
+    return document(error.status_code, "BADREQUEST", str(error.detail))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    del error  # starlette raises it again, and the server logs it
+    return document(500, "ERR", f"{request.method} {request.url.path} failed; see the log")

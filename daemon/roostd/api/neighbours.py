@@ -1,0 +1,25 @@
+"""What the faces want to know of the neighbours: where clients reach them, what they hold."""
+
+from __future__ import annotations
+
+from roostd.api.facade import Node
+
+
+def public_url(node: Node, name: str) -> str:
+    """The public HTTP URL of a node, as it told; "" if it told none or is not linked."""
+    if name == node.config.node.id:
+        return node.config.node.public or ""
+    peer = node.gossip.replica.peers.get(name)
+    return str(peer.greeting.public) if peer is not None else ""
+
+
+def holders(node: Node, hlc: int) -> int:
+    """Linked neighbours that have shown to hold this node's records up to `hlc`."""
+    actor = node.store.actor
+    peers = node.gossip.replica.peers.values()
+    return sum(peer.held.get(actor, 0) >= hlc for peer in peers)
+
+
+def newest(node: Node) -> int:
+    """The hlc of this node's newest record; 0 if it has written none."""
+    return int(node.store.vv.get(node.store.actor, 0))

@@ -1,0 +1,1 @@
+"""RESP2 and RESP3: any Redis client, and the SDK."""
