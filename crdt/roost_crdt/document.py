@@ -181,6 +181,8 @@ class Document:
         self._check_roots(contents, unresolved)
         self._check_leaves(contents, fresh)
         deletes = runs_by_client(contents.deletes)
+        if deletes:
+            self._check_deletes(fresh, named, deletes)
         if self._clocks and self._doubtful(contents, deletes):
             self._try_on_copy(update, fresh, ends)
         if unresolved:
@@ -197,11 +199,12 @@ class Document:
             self.drop()
             raise CorruptData("an update did not take effect as a whole")
         collisions = self._take_entries(contents, fresh, deletes)
+        new = [(key, item) for key, item in named if item.last >= self._clocks.get(item.client, 0)]
+        self._field_index.take(new, deletes, complete=not unresolved)
         self._clocks = held
         self._grow(len(update))
         if unresolved:
             watched.update(self._field_keys())
-        self._field_index.take(named, deletes)
         fields, repairs = self._resolve_fields(watched, before, named, deletes)
         entries = {item.key: cast(bytes, item.value) for item in fresh}
         for key in collisions:
@@ -253,6 +256,20 @@ class Document:
         for overwrite in contents.overwrites:
             check_field(None, overwrite.value)
 
+    def _check_deletes(
+        self,
+        fresh: Iterable[Item],
+        named: Iterable[tuple[str, Item | Overwrite]],
+        deletes: Runs,
+    ) -> None:
+        """What an update deletes it must have replaced."""
+        dead = {i.key for i in fresh if _is_dead(i, deletes)}
+        if dead - self._entry_keys - {i.key for i in fresh if not _is_dead(i, deletes)}:
+            raise CorruptData("an update deletes a write-once entry")
+        put = {key for key, item in named if not _is_dead(item, deletes)}
+        if self._field_index.lost_keys(deletes) - put:
+            raise CorruptData("an update deletes a field")
+
     def _doubtful(self, contents: Contents, deletes: Runs) -> bool:
         """Whether only trying can tell what the update does: see `_try_on_copy`."""
         return any(self._entry_runs.touches(run) for runs in deletes.values() for run in runs) or (
@@ -285,8 +302,7 @@ class Document:
         """Note what entries came; the keys of those that two writers wrote."""
         collisions = []
         for item in fresh:
-            dead = bool(deletes) and covers(deletes.get(item.client, ()), item.clock)
-            if dead or item.key in self._entry_keys:
+            if _is_dead(item, deletes) or item.key in self._entry_keys:
                 collisions.append(item.key)
             self._entry_keys.add(item.key)
         for item in contents.entries:
@@ -304,15 +320,15 @@ class Document:
         """Fields that changed, and those that Yjs resolved against the order of epochs."""
         offered: dict[str, list[bytes]] = {}
         for key, item in named:
-            if item.value is not None and not covers(deletes.get(item.client, ()), item.clock):
-                offered.setdefault(key, []).append(item.value)
+            if not _is_dead(item, deletes):
+                offered.setdefault(key, []).append(cast(bytes, item.value))
         fields: dict[str, bytes] = {}
         repairs: dict[str, bytes] = {}
         for key in watched:
             after, previous = self._field(key), before.get(key)
             if after is None:
                 self.drop()
-                raise CorruptData(f"an update deletes field {key!r}; the document is loaded again")
+                raise CorruptData("an update deletes a field; the document is loaded again")
             best = max([*offered.get(key, ()), previous or after, after], key=field_rank)
             if field_rank(best) > field_rank(after):
                 repairs[key] = after = best
@@ -432,3 +448,8 @@ def merge(updates: Sequence[bytes]) -> bytes:
                 for at in range(0, len(level), _MERGE_MAX)
             ]
     return level[0] if level else b"\0\0"
+
+
+def _is_dead(item: Item | Overwrite, deletes: Runs) -> bool:
+    """Whether an update that brings an item also says that it was replaced."""
+    return item.value is None or covers(deletes.get(item.client, ()), item.clock)

@@ -12,6 +12,7 @@ What is read here came from a disk or another node, so each part has its one spe
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -31,6 +32,7 @@ TURN_MAX = (1 << 32) - 1
 NODE_BYTES_MAX = 128
 CALL_BYTES_MAX = 512
 _MS_MAX = 1 << 48
+_PLACE = re.compile(rf"[ts]/([1-9][0-9]{{0,5}})\.(.{{1,{NODE_BYTES_MAX}}})\.(0|[1-9][0-9]{{0,9}})")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be (text that is not UTF-8 too)."""
 _STEPS = ("begun", "failed", "finished")
@@ -215,14 +217,13 @@ def read_field(key: str | None, leaf: bytes) -> FieldLeaf:
 
 def read_place(key: str) -> TurnRef:
     """`x/{n}.{node}.{number}`; a node's name may have dots of its own."""
-    head, _, number = key[2:].rpartition(".")
-    n, _, node = head.partition(".")
-    if not node or len(node) > NODE_BYTES_MAX:
-        raise CorruptData(f"entry {key!r} names no node")
-    epoch = _number(key, n, EPOCH_MAX)
-    if not epoch:
-        raise CorruptData(f"entry {key!r} has no epoch")
-    return epoch, node, _number(key, number, TURN_MAX)
+    match = _PLACE.fullmatch(key)
+    if match is None:
+        raise CorruptData(f"entry {key[:80]!r} names no epoch, node and number")
+    n, node, number = int(match[1]), match[2], int(match[3])
+    if n > EPOCH_MAX or number > TURN_MAX:
+        raise CorruptData(f"entry {key!r} has a number out of range")
+    return n, node, number
 
 
 def _number(key: str, digits: str, bound: int) -> int:

@@ -43,6 +43,7 @@ class FieldIndex:
     def __init__(self) -> None:
         self._keys: dict[tuple[int, int], str] = {}
         self._places: dict[str, tuple[int, int]] = {}
+        self._complete = True
 
     def note(self, key: str, place: tuple[int, int]) -> None:
         """`place` holds the newest value of the field."""
@@ -70,8 +71,18 @@ class FieldIndex:
                 named.extend((key, o) for o in followers)
         return named, waiting
 
-    def take(self, named: Iterable[tuple[str, Item | Overwrite]], deletes: Runs) -> None:
-        """Forget places that an update deleted and note those that it filled."""
+    def take(
+        self,
+        named: Iterable[tuple[str, Item | Overwrite]],
+        deletes: Runs,
+        *,
+        complete: bool = True,
+    ) -> None:
+        """Forget places that an update deleted and note those that it filled.
+
+        Not `complete`: it filled others too, whose fields are not known.
+        """
+        self._complete = self._complete and complete
         for place in self._places_in(deletes):
             del self._keys[place]
         for key, item in named:
@@ -82,6 +93,17 @@ class FieldIndex:
     def keys_in(self, deletes: Runs) -> set[str]:
         """Fields whose place is among the deleted ones."""
         return {self._keys[place] for place in self._places_in(deletes)}
+
+    def lost_keys(self, deletes: Runs) -> set[str]:
+        """Fields that have no place left; none are named where not every place is known."""
+        doomed = self.keys_in(deletes) if self._complete else set()
+        if doomed:
+            doomed -= {
+                key
+                for place, key in self._keys.items()
+                if key in doomed and not covers(deletes.get(place[0], ()), place[1])
+            }
+        return doomed
 
     def _places_in(self, deletes: Runs) -> list[tuple[int, int]]:
         clocks = sum(run.end - run.start for runs in deletes.values() for run in runs)

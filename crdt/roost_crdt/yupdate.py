@@ -140,7 +140,10 @@ def _structs(
             if raw[at] != 1 or raw[at + 1] != 1 or not info & _HAS_KEY:
                 raise _foreign(at)
             root = raw[at + 2]
-            size, at = _varint(raw, at + 3)
+            size = raw[at + 3]
+            at += 4
+            if size >= 0x80:
+                size, at = _varint(raw, at - 1)
             key = _take(raw, at, size).decode()
             at += size
         if info & _HAS_RIGHT_ORIGIN:

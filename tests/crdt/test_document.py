@@ -333,19 +333,45 @@ def test_an_entry_cannot_be_deleted_or_overwritten() -> None:
         assert not home.broken
 
 
-def test_a_deleted_field_breaks_the_document_rather_than_vanish() -> None:
-    home, updates = conversation(1)
+def test_a_field_cannot_be_deleted() -> None:
+    home, _ = conversation(1)
     doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=99)
     fields = doc.get("f", type=pycrdt.Map)
     doc.apply_update(home.encode())
     fields["kv\0other"] = next(iter(field(EU, "other", b"1").values()))
     del fields["kv\0seen"]
-    with pytest.raises(CorruptData, match="deletes field"):
+    before = home.encode()
+    with pytest.raises(CorruptData, match="deletes a field"):
+        home.apply(doc.get_update())
+    assert home.encode() == before
+    assert not home.broken
+
+
+def test_a_field_deleted_where_only_trying_shows_it_breaks_the_document() -> None:
+    doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=99)
+    fields = doc.get("f", type=pycrdt.Map)
+    fields["kv\0a"] = next(iter(field(EU, "a", b"1").values()))
+    del fields["kv\0a"]
+    home = document(EU)
+    with pytest.raises(CorruptData, match="deletes a field"):
         home.apply(doc.get_update())
     assert home.broken
     with pytest.raises(CorruptData, match="load it again"):
         home.entries()
-    assert document(EU, *updates).fields() == field(EU, "seen", b"1", 1)
+
+
+def test_an_entry_that_comes_dead_is_refused() -> None:
+    home, _ = conversation(1)
+    doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=99)
+    entries = doc.get("e", type=pycrdt.Map)
+    updates: list[bytes] = []
+    subscription = doc.observe(lambda event: updates.append(event.update))
+    entries["t/1.us.1"] = next(iter(turn((1, "us"), 1, None).values()))
+    del entries["t/1.us.1"]
+    doc.unobserve(subscription)
+    with pytest.raises(CorruptData, match="write-once entry"):
+        home.apply(merge(updates))
+    assert not home.broken
 
 
 def test_a_panic_becomes_corrupt_data_and_breaks_the_document() -> None:

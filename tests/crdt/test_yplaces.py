@@ -76,6 +76,19 @@ def test_a_field_moves_with_its_newest_place() -> None:
     assert index.keys_in({9: [Range(9, 4, 5)]}) == {"a"}
 
 
+def test_a_field_is_lost_when_its_last_known_place_goes() -> None:
+    index = FieldIndex()
+    index.note("a", (7, 0))
+    index.take([("a", Item("a", b"2", 9, 0, 0))], {})
+    one = runs_by_client([Range(7, 0, 1)])
+    both = runs_by_client([Range(7, 0, 1), Range(9, 0, 1)])
+    assert index.keys_in(one) == {"a"}
+    assert index.lost_keys(one) == set()
+    assert index.lost_keys(both) == {"a"}
+    index.take([], {}, complete=False)
+    assert index.lost_keys(both) == set(), "it may have a place that is not known"
+
+
 def test_a_long_chain_over_two_clients_is_resolved_in_one_walk() -> None:
     overwrites = [
         Overwrite((1 + (n + 1) % 2, n), b"x", 1 + n % 2, n + 1, n + 1) for n in range(20_000)
