@@ -79,9 +79,7 @@ def decode_record(raw: bytes, *, body_bytes_max: int = _BODY_BYTES_MAX) -> Recor
     return record
 
 
-def decode_rows(
-    ops: Sequence[RowOp], *, body_bytes_max: int = _BODY_BYTES_MAX
-) -> Iterator[DecodedRow]:
+def decode_rows(ops: Sequence[RowOp], *, body_bytes_max: int | None = None) -> Iterator[DecodedRow]:
     """Each row with its key, part and type; CorruptData at the first that is malformed."""
     for name, type_code, body in ops:
         key, part = split_row_key(name)

@@ -145,6 +145,15 @@ def test_a_stored_leaf_has_a_known_kind(kind: int, data: bytes) -> None:
         check_leaf(kind, data)
 
 
+@pytest.mark.parametrize(("leaf", "pair"), [("[1]", (2, b"[1]")), (b"[1]", (1, b"[1]"))])
+def test_a_leaf_stands_in_a_row_as_kind_and_bytes(
+    leaf: bytes | str, pair: tuple[int, bytes]
+) -> None:
+    assert kind_and_bytes(leaf) == pair
+    assert leaf_from(*pair) == leaf
+    check_leaf(*pair)
+
+
 def test_dead_and_bytes_leaves_are_whatever_they_are() -> None:
     check_leaf(0, b"")
     check_leaf(1, b"\xff")

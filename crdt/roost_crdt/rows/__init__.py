@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from roost_crdt.errors import CorruptData, Unsupported
-from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.rows import counter, map, rate, register, set  # noqa: A004
 from roost_crdt.rows.expiry import join_plain_head
 from roost_crdt.rows.layout import (
@@ -66,8 +65,6 @@ __all__ = [
     "set",
 ]
 
-_BODY_BYTES_MAX = DEFAULT_LIMITS.body_bytes_max
-
 
 class _Codec(NamedTuple):
     decode: Callable[[Part, bytes], Row]
@@ -103,13 +100,14 @@ _CODECS: dict[int, _Codec] = {
 
 
 def decode_row(
-    type_code: int, part: Part, body: bytes, *, body_bytes_max: int = _BODY_BYTES_MAX
+    type_code: int, part: Part, body: bytes, *, body_bytes_max: int | None = None
 ) -> Row:
     """The row of a body; CorruptData if no writer of this version can have made it.
 
-    `part` comes from `split_row_key`, which has checked its shape.
+    `part` comes from `split_row_key`, which has checked its shape. `body_bytes_max` bounds what
+    comes from outside; a stored row was within the bound of its day and stays readable.
     """
-    if len(body) > body_bytes_max:
+    if body_bytes_max is not None and len(body) > body_bytes_max:
         raise CorruptData(f"a row's body has {len(body)} bytes; at most {body_bytes_max}")
     codec = _CODECS.get(type_code << 8 | part[0])
     if codec is None:
