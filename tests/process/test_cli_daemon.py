@@ -25,6 +25,8 @@ stale_read_cost = "annoying"
 type = "counter"
 """
 
+ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
+
 
 class Daemon:
     """A roostd that `roost init` configured, under a supervisor that hears its states."""
@@ -47,9 +49,7 @@ class Daemon:
                     **os.environ,
                     "NOTIFY_SOCKET": str(notify),
                     "WATCHDOG_USEC": "2000000",
-                    **{
-                        f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")
-                    },
+                    **ANY_PORTS,
                     **(environ or {}),
                 },
             )
@@ -79,6 +79,12 @@ class Daemon:
     def json(self, *args: str, **more: Any) -> Any:
         return json.loads(self.roost(*args, "--json", **more).stdout)
 
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -97,9 +103,8 @@ def init(home: Path) -> Path:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for the commands that leave it as it was."""
-    running = Daemon(init(tmp_path_factory.mktemp("cli") / "eu"))
-    yield running
-    running.close()
+    with Daemon(init(tmp_path_factory.mktemp("cli") / "eu")) as running:
+        yield running
 
 
 def test_status(daemon: Daemon) -> None:
@@ -251,57 +256,57 @@ def test_the_watchdog_is_fed(daemon: Daemon) -> None:
 
 
 def test_a_life(tmp_path: Path) -> None:
-    """Start, write, reload, refuse a reload, rotate, stop, and start again with the state."""
+    """Start, write, reload, refuse a reload, stop, and start again with the state."""
     home = init(tmp_path / "eu")
-    daemon = Daemon(home)
-    daemon.roost("incr", "visits:x", "7")
-    daemon.roost("set", "model_router_weights:a", "1")
-    with (home / "policies.toml").open("a") as policies:
+    with Daemon(home) as daemon:
+        daemon.roost("incr", "visits:x", "7")
+        _reload(daemon)
+        assert daemon.stop() == 0, daemon.log.read_text()
+        daemon.hear("STOPPING=1")
+        daemon.roost("status", status=3)
+    with Daemon(home) as again:
+        assert again.roost("get", "visits:x").stdout == "7\n"
+        assert again.stop(signal.SIGINT) == 0
+    told = [json.loads(line) for line in again.log.read_text().splitlines()]
+    errors = [line["message"] for line in told if line["level"] not in ("info", "warning")]
+    assert [error.partition(":")[0] for error in errors] == [
+        "reload refused, the old settings stay"
+    ]
+
+
+def _reload(daemon: Daemon) -> None:
+    file = daemon.home / "policies.toml"
+    with file.open("a") as policies:
         policies.write(COUNTER.replace("visits", "downloads"))
     daemon.process.send_signal(signal.SIGHUP)
     daemon.hear("RELOADING=1")
     daemon.hear("READY=1")
     assert daemon.roost("incr", "downloads:x").stdout == "1\n"
 
-    good = (home / "policies.toml").read_text()
-    (home / "policies.toml").write_text(good.replace('type = "counter"', 'type = "set"'))
+    good = file.read_text()
+    file.write_text(good.replace('type = "counter"', 'type = "set"'))
     daemon.process.send_signal(signal.SIGHUP)
     daemon.hear("RELOADING=1")
     assert "reload refused" in daemon.hear("READY=1")
     assert daemon.roost("get", "visits:x").stdout == "7\n"
-    (home / "policies.toml").write_text(good)
-
-    assert daemon.stop() == 0, daemon.log.read_text()
-    daemon.hear("STOPPING=1")
-    daemon.roost("status", status=3)
-    daemon.close()
-    again = Daemon(home)
-    assert again.roost("get", "visits:x").stdout == "7\n"
-    assert again.stop(signal.SIGINT) == 0
-    again.close()
-    for line in again.log.read_text().splitlines():
-        assert json.loads(line)["level"] in ("info", "warning", "error")
+    file.write_text(good)
 
 
 def test_a_second_daemon_on_the_same_store_is_told(tmp_path: Path) -> None:
     home = init(tmp_path / "eu")
-    daemon = Daemon(home)
-    second = subprocess.run(
-        [sys.executable, "-m", "roostd.cli.roostd", "--config", str(home / "roost.toml")],
-        env={
-            **os.environ,
-            **{f"ROOST_LISTEN_{f}": "127.0.0.1:0" for f in ("RESP", "HTTP", "GOSSIP")},
-        },
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert second.returncode == 1
-    (line,) = second.stderr.splitlines()
-    assert "cannot go on: " in json.loads(line)["message"]
-    assert daemon.roost("get", "visits:x").stdout == "null\n"
-    daemon.close()
+    with Daemon(home) as daemon:
+        second = subprocess.run(
+            [sys.executable, "-m", "roostd.cli.roostd", "--config", str(home / "roost.toml")],
+            env={**os.environ, **ANY_PORTS},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert second.returncode == 1
+        (line,) = second.stderr.splitlines()
+        assert "cannot go on: " in json.loads(line)["message"]
+        assert daemon.roost("get", "visits:x").stdout == "null\n"
 
 
 def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
@@ -312,8 +317,7 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "roostd.cli.roostd", "--config", str(home / "roost.toml")],
-            env={**os.environ, "ROOST_LISTEN_HTTP": f"127.0.0.1:{port}"}
-            | {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "GOSSIP")},
+            env={**os.environ, **ANY_PORTS, "ROOST_LISTEN_HTTP": f"127.0.0.1:{port}"},
             capture_output=True,
             text=True,
             timeout=30,

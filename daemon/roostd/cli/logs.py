@@ -10,7 +10,9 @@ from typing import IO, Final
 
 __all__ = ["JsonFormatter", "TextFormatter", "set_up"]
 
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName", "color_message")
+}
 
 
 def _moment(record: logging.LogRecord) -> str:
@@ -57,5 +59,5 @@ def set_up(form: str, level: str, stream: IO[str] | None = None) -> None:
     handler = logging.StreamHandler(target)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for chatty in ("websockets", "uvicorn.access", "asyncio"):
+    for chatty in ("websockets", "uvicorn", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -108,9 +108,8 @@ class _Process:
             return 1
 
     async def _serve(self) -> int:
-        self._catch_signals()
         node = Node(self.config)
-        self._node = node
+        self._catch_signals(node)
         async with contextlib.AsyncExitStack() as stack:
             await node.start()
             stack.push_async_callback(node.stop)
@@ -162,26 +161,28 @@ class _Process:
         if remaining:
             log.warning("%d sessions stay behind; their standbys take over", remaining)
 
-    def _catch_signals(self) -> None:
+    def _catch_signals(self, node: Node) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload, node)
 
     def _stop(self) -> None:
         if self.asked_to_stop.is_set():
             self.asked_to_hurry.set()
         self.asked_to_stop.set()
 
-    def _reload(self) -> None:
-        task = asyncio.create_task(self._reload_node())
+    def _reload(self, node: Node) -> None:
+        if not node.ready()[0]:
+            return  # it reads everything as it starts
+        task = asyncio.create_task(self._reload_node(node))
         self.reloads.add(task)
         task.add_done_callback(self.reloads.discard)
 
-    async def _reload_node(self) -> None:
+    async def _reload_node(self, node: Node) -> None:
         self.notifier.reloading()
         try:
-            self._node.reload()
+            await node.reload()
         except (ConfigError, RoostError) as error:
             log.error("reload refused, the old settings stay: %s", error)  # noqa: TRY400
             self.notifier.ready(f"reload refused: {error}")
