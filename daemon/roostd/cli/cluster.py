@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from roostd.cli.daemon import Daemon, daemon_command, json_text, table
+from roostd.cli.daemon import Daemon, daemon_command, json_text, print_table
 
 __all__ = ["drain", "member", "status"]
 
@@ -31,17 +31,16 @@ def _status(out: Console, found: dict[str, Any]) -> None:
         converged = "converged" if found.get("converged") else "not converged"
         facts.append(("digest", f"{found['digest']} ({converged})"))
     told = {name for name, _ in facts} | {"digest", "converged", "links", "version_vector"}
-    told |= {"members"}
     for name, value in found.items():
         if name not in told:
             facts.append((name, _line(value)))
-    out.print(table("", ("", ""), facts))
+    print_table(out, ("", ""), facts)
     links = found.get("links") or []
-    rows = [[link.get(column) for column in LINK_COLUMNS] for link in links]
-    out.print(table("\nlinks" if rows else "\nno links", LINK_COLUMNS if rows else (), rows))
-    if found.get("members"):
-        out.print()
-        _members(out, found["members"])
+    if links:
+        rows = [[link.get(column) for column in LINK_COLUMNS] for link in links]
+        print_table(out, LINK_COLUMNS, rows, "links")
+    else:
+        out.print("\nno links")
 
 
 def _line(value: Any) -> str:
@@ -56,7 +55,7 @@ def _members(out: Console, members: Any) -> None:
     entries = _entries(members)
     columns = list(dict.fromkeys(name for entry in entries for name in entry))
     rows = [[_line(entry.get(column)) for column in columns] for entry in entries]
-    out.print(table("members", columns, rows))
+    print_table(out, columns, rows)
 
 
 def _entries(members: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Concatenate, Final, ParamSpec
 
 import click
@@ -21,7 +22,18 @@ import roost
 from roost.requests import Request
 from roost_crdt.errors import BadRequest, RoostError
 
-__all__ = ["Daemon", "daemon_command", "fail", "is_absent"]
+__all__ = [
+    "Daemon",
+    "console",
+    "daemon_command",
+    "fail",
+    "is_absent",
+    "json_text",
+    "moment",
+    "print_table",
+    "raw_member",
+    "readable",
+]
 
 FAILED: Final = 1
 NO_DAEMON: Final = 3
@@ -118,14 +130,23 @@ def console() -> Console:
     return Console(width=None if terminal else 200, highlight=False, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A plain table; None is shown as -."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+def print_table(
+    out: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = ""
+) -> None:
+    """A plain table under its title; unnamed columns make no header, None is shown as -."""
+    if title:
+        out.print(f"\n{title}")
+    made = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*["-" if cell is None else str(cell) for cell in row])
-    return made
+    out.print(made)
+
+
+def moment(ms: int) -> str:
+    """A point in time for a person."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def json_text(value: Any) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from roost_crdt.errors import ConfigError
 from roost_crdt.policy import CONSISTENCIES, PolicyTable
-from roostd.cli.daemon import Daemon, console, daemon_command, json_text, readable, table
+from roostd.cli.daemon import Daemon, console, daemon_command, json_text, print_table, readable
 from roostd.configfiles import read_text
 
 __all__ = ["policy"]
@@ -90,7 +90,7 @@ def check(file: Path, as_json: bool) -> None:
 
 def _print(out: Console, policies: list[dict[str, Any]]) -> None:
     rows = [[*[found.get(name) for name in SHOWN], _more(found)] for found in policies]
-    out.print(table("", COLUMNS, rows))
+    print_table(out, COLUMNS, rows)
 
 
 def _explain(out: Console, found: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def _explain(out: Console, found: dict[str, Any]) -> None:
         out.print(f"warning: {found['warning']}", soft_wrap=True)
     facts = [(name, found.get(name)) for name in SHOWN]
     facts += [(name, found[name]) for name in found if name not in LEFT_OUT]
-    out.print(table("", ("", ""), facts))
+    print_table(out, ("", ""), facts)
 
 
 def _more(found: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from roostd.cli.daemon import Daemon, daemon_command, json_text, table
+from roostd.cli.daemon import Daemon, daemon_command, json_text, moment, print_table
 
 __all__ = ["quota"]
 
@@ -46,8 +46,11 @@ def forfeit(daemon: Daemon, key: str, node: str) -> None:
 
 
 def _show(daemon: Daemon, key: str, facts: dict[str, Any]) -> None:
-    rows = [
-        (name, json_text(value) if isinstance(value, (dict, list)) else value)
-        for name, value in facts.items()
-    ]
-    daemon.show({"key": key, **facts}, lambda out: out.print(table("", ("", ""), rows)))
+    rows = [(name, _cell(name, value)) for name, value in facts.items()]
+    daemon.show({"key": key, **facts}, lambda out: print_table(out, ("", ""), rows))
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name == "period_ends" and isinstance(value, int):
+        return moment(value)
+    return json_text(value) if isinstance(value, (dict, list)) else value

@@ -12,7 +12,15 @@ import msgspec
 from rich.console import Console
 
 from roost_crdt.limits import DEFAULT_LIMITS
-from roostd.cli.daemon import Daemon, daemon_command, json_text, raw_member, readable, table
+from roostd.cli.daemon import (
+    Daemon,
+    daemon_command,
+    json_text,
+    moment,
+    print_table,
+    raw_member,
+    readable,
+)
 
 __all__ = ["session"]
 
@@ -55,16 +63,16 @@ def show(daemon: Daemon, sid: str, last: int | None, only_messages: bool) -> Non
 def _show(out: Console, facts: dict[str, Any], messages: list[msgspec.Raw]) -> None:
     fields, calls = facts.pop("fields", None), facts.pop("calls", None)
     reconciled = facts.pop("reconciled", None)
-    out.print(table("", ("", ""), list(facts.items())))
+    print_table(out, ("", ""), list(facts.items()))
     for policy, values in (fields or {}).items():
         rows = [(name, json_text(value)) for name, value in values.items()]
-        out.print(table(f"\n{policy}", ("field", "value"), rows))
+        print_table(out, ("field", "value"), rows, policy)
     if calls:
         steps = [
             (name, call.get("status"), call.get("tool"), json_text(call.get("result")))
             for name, call in calls.items()
         ]
-        out.print(table("\ncalls", ("call", "status", "tool", "result"), steps))
+        print_table(out, ("call", "status", "tool", "result"), steps, "calls")
     for branch in reconciled or ():
         out.print(f"\nreconciled: turn {branch.get('turn')} of epoch {branch.get('epoch')}")
         for message in branch.get("messages", ()):
@@ -165,8 +173,12 @@ def list_(daemon: Daemon, after: str, limit: int | None) -> None:
         if not after:
             break
     columns = list(dict.fromkeys(name for entry in found for name in entry)) or ["sid"]
-    rows = [[entry.get(column) for column in columns] for entry in found]
-    daemon.show(found, lambda out: out.print(table("", columns, rows)))
+    rows = [[_cell(column, entry.get(column)) for column in columns] for entry in found]
+    daemon.show(found, lambda out: print_table(out, columns, rows))
+
+
+def _cell(column: str, value: Any) -> Any:
+    return moment(value) if column.endswith("_ms") and isinstance(value, int) else value
 
 
 def _messages(lines: Iterable[str]) -> list[msgspec.Raw]:

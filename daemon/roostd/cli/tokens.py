@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 import sys
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from roost_crdt.errors import BadToken, ConfigError
 from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.token import claims_from_json
-from roostd.cli.daemon import Daemon, console, daemon_command, json_text, table
+from roostd.cli.daemon import Daemon, console, daemon_command, json_text, moment, print_table
 from roostd.cli.keyfiles import new_signing_key
 from roostd.configfiles import secret_fault
 
@@ -32,7 +32,7 @@ MEANINGS: Final = {
     "sid": "the session",
     "home": "the node that the session is pinned to",
     "standby": "the node with its asynchronous copy; null: none has acknowledged one yet",
-    "epoch": "fencing number of home: (n, node), compared as a pair",
+    "epoch": "fencing number of home; compared together with the name of home",
     "turn": "the last turn that the bearer has seen",
     "path": "which turns of which epochs the bearer has seen: (n, node, after turn, last turn)",
     "aud": "audience: the cluster in which it is valid",
@@ -88,7 +88,7 @@ def show(token_text: str, keys: Path | None, as_json: bool) -> None:
     else:
         fields = [*header.items(), *claims.items()]
         rows = [(name, _shown(name, value), MEANINGS.get(name, "")) for name, value in fields]
-        console().print(table("", ("field", "value", "meaning"), rows))
+        print_table(console(), ("field", "value", "meaning"), rows)
         click.echo(f"signature: {verdict}")
     if fault is not None:
         click.echo(f"roost: BADTOKEN: {fault}", err=True)
@@ -185,9 +185,8 @@ def _public_key(keys: Path, kid: str) -> Ed25519PublicKey | None:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("iat", "exp", "nbf") and isinstance(value, int) and 0 <= value < 1 << 40:
-        moment = datetime.fromtimestamp(value, UTC)
-        left_s = value - int(datetime.now(UTC).timestamp())
+    if name in ("iat", "exp", "nbf") and isinstance(value, int) and 0 <= value < 1 << 37:
+        left_s = value - int(time.time())
         passed = f"{-left_s} s ago" if left_s < 0 else f"in {left_s} s"
-        return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({passed})"
+        return f"{moment(value * 1000)} ({passed})"
     return value if isinstance(value, str) else json_text(value)
