@@ -7,6 +7,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 SEEDS ?= 20
+KILLS ?= 500
 VENV := .venv
 BIN := $(VENV)/bin
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
@@ -24,7 +25,9 @@ help:
 demo: $(RUN_STAMP)
 	@exec $(BIN)/roost demo $(DEMO)
 
-test: lint types unit process simulate
+SIMULATOR := $(wildcard crdt/roost_sim/__main__.py)
+
+test: lint types unit process $(if $(SIMULATOR),simulate)
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
@@ -43,6 +46,11 @@ process: $(TEST_STAMP)
 
 simulate: $(TEST_STAMP)
 	$(BIN)/python -m roost_sim --seeds $(SEEDS)
+
+# Hours, not minutes: before a release.
+soak: $(TEST_STAMP)
+	ROOST_TEST_KILLS=$(KILLS) $(BIN)/pytest -q --timeout=0 tests/process $(TESTS)
+	$(if $(SIMULATOR),$(BIN)/python -m roost_sim --seeds 10000)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
