@@ -39,6 +39,8 @@ class SessionCopy:
         self.confirmed = -1
         """The clock generation in which the standby last agreed that this node is home."""
         self.handing_over = False
+        self.turn_n = meta.n
+        """The step that committed the newest turn; at the latest the newest step."""
         self.pins = 0
         """Users of this copy now; while there are any it stays the one copy in memory."""
         self.waiters: list[tuple[int, Callable[[], None]]] = []

@@ -115,14 +115,14 @@ class Stream:
     def protected(self, live: SessionCopy) -> bool:
         """Whether losing home now costs at most one turn.
 
-        At home: the standby is up and holds every step but at most the newest. Elsewhere the
+        At home: the standby is up and holds every turn but at most the newest. Elsewhere the
         copy itself is the evidence.
         """
         meta = live.meta
         if meta.home != self._shelf.node:
             return True
         up = {c.node for c in self._links.candidates()}
-        return meta.standby in up and meta.acked_n >= meta.n - 1 and not meta.unmerged
+        return meta.standby in up and meta.acked_n >= live.turn_n - 1 and not meta.unmerged
 
     def when_held(self, live: SessionCopy, n: int, callback: Callable[[], None]) -> None:
         """Call back once the standby holds step n; at once if it does."""

@@ -15,6 +15,8 @@ from roostd.demo.story import Story
 from roostd.demo.transcript import Turn, load
 
 INTERRUPTED = 130
+WIDTH = 110
+"""Columns where the output goes to no terminal."""
 
 
 def run(transcript: Path | None, regions: int) -> int:
@@ -37,7 +39,8 @@ async def _play(turns: list[Turn], names: tuple[str, ...]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
-    report = Report(Console())
+    console = Console()
+    report = Report(console if console.is_terminal else Console(width=WIDTH))
     regions = Regions(names)
     try:
         report.progress("starting the regions")

@@ -36,6 +36,7 @@ class Pipe:
         self._queue: deque[tuple[float, bytes]] = deque()
         self._held_bytes = 0
         self._changed = asyncio.Event()
+        self._room = asyncio.Event()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -49,14 +50,14 @@ class Pipe:
                 data = await self._reader.read(CHUNK_BYTES)
             except ConnectionError:
                 data = b""
-            if not self._link.cut:
-                self._queue.append((loop.time() + self._link.delay_s, data))
-                self._held_bytes += len(data)
-                self._changed.set()
+            self._queue.append((loop.time() + self._link.delay_s, data))
+            self._held_bytes += len(data)
+            self._changed.set()
             if not data:
                 return
-            while self._held_bytes > QUEUE_BYTES_MAX:
-                await asyncio.sleep(0.01)
+            if self._held_bytes > QUEUE_BYTES_MAX:
+                self._room.clear()
+                await self._room.wait()
 
     async def _give(self) -> None:
         loop = asyncio.get_running_loop()
@@ -66,14 +67,17 @@ class Pipe:
                 await self._changed.wait()
             due, data = self._queue.popleft()
             self._held_bytes -= len(data)
+            if self._held_bytes <= QUEUE_BYTES_MAX:
+                self._room.set()
             wait_s = due - loop.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            if self._link.cut:
-                continue
             if not data:
-                self._writer.close()
+                if not self._link.cut:
+                    self._writer.close()
                 return
+            if self._link.cut:
+                continue  # lost on the way; a cut link does not even say so
             try:
                 self._writer.write(data)
                 await self._writer.drain()
@@ -90,7 +94,7 @@ class Link:
         self.delay_s = one_way_ms / 1000
         self.ends = ends
         self.cut = False
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
         self._healed = asyncio.Event()
 
     async def serve(self) -> None:
@@ -103,29 +107,27 @@ class Link:
             self._healed.clear()
         else:
             self._healed.set()
-            for task in self._open:
-                task.cancel()
+            for writer in self._open:
+                writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
-        other: asyncio.StreamWriter | None = None
+        ends = [writer]
         try:
             if self.cut:
                 await self._healed.wait()
                 return
             target_reader, other = await asyncio.open_connection("127.0.0.1", self.target)
+            ends.append(other)
+            self._open.update(ends)
             async with asyncio.TaskGroup() as group:
                 group.create_task(Pipe(self, reader, other).run())
                 group.create_task(Pipe(self, target_reader, writer).run())
         except OSError:
             pass  # the node is down; the dialler sees a closed connection
         finally:
-            self._open.discard(task)
-            for end in (writer, other):
-                if end is not None:
-                    end.transport.abort()
+            self._open.difference_update(ends)
+            for end in ends:
+                end.transport.abort()
 
 
 async def main(spec: str) -> None:

@@ -165,6 +165,7 @@ class Local:
             )
             update = live.write(dict([entry]), fields, now_ms)
             self._publish(live, update)
+            live.turn_n = update.n
             live.follow = live.follow.counted(origin if origin != context.node else "")
             if context.durable_at_standby():
                 await context.durable()
@@ -298,7 +299,7 @@ class Local:
 
         Bounded: a standby that does not answer makes the turn unprotected, not impossible.
         """
-        await self._delivery.acknowledged(live, live.meta.n, self._ack_wait_ms(live))
+        await self._delivery.acknowledged(live, live.turn_n, self._ack_wait_ms(live))
 
     def _ack_wait_ms(self, live: SessionCopy) -> int:
         for candidate in self._context.neighbours.candidates():
