@@ -116,7 +116,7 @@ class Applier:
         self._idle = threading.Event()
         self._idle.set()
         self._stopping = False
-        self._hurry = False
+        self._hurry = threading.Event()
         self.room = self._look()
         self._thread = threading.Thread(target=self._run, name="roost-apply", daemon=True)
 
@@ -137,16 +137,17 @@ class Applier:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all that was offered is applied; False if it was not in time."""
-        self._hurry = True
+        self._hurry.set()
         self._wake.set()
         try:
             return self._idle.wait(timeout_s) and self.failed is None
         finally:
-            self._hurry = False
+            self._hurry.clear()
 
     def stop(self) -> None:
         """End the thread after the transaction in hand; what is left is applied at next start."""
         self._stopping = True
+        self._hurry.set()
         self._wake.set()
         self._thread.join()
 
@@ -161,8 +162,10 @@ class Applier:
                     reaped = time.monotonic()
                 while self._queue and not self._stopping:
                     pause_s = last + self._interval_s - time.monotonic()
-                    if pause_s > 0 and not self._hurry:
-                        time.sleep(pause_s)
+                    if pause_s > 0:
+                        self._hurry.wait(pause_s)
+                    if self._stopping:
+                        return
                     with self._lock:
                         batch = self._queue.popleft()
                     self._apply_until_done(batch)

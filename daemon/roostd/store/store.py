@@ -17,13 +17,11 @@ from roost_crdt import digest, logformat
 from roost_crdt.errors import ActorReused, BadRequest, CorruptData, RoostError, TooLarge
 from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
 from roost_crdt.limits import Limits
-from roost_crdt.logformat import Entry
 from roost_crdt.record import (
     CHAIN_START,
     Record,
     RowOp,
     chain_next,
-    decode_record,
     decode_rows,
     encode_record,
     record_hash,
@@ -38,19 +36,17 @@ from roostd.store.admission import Admission
 from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, Applier, Batch, load_digest
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
+from roostd.store.replay import redo
 from roostd.store.state import KEY_VALUE_KINDS, State
 
 _ITEM_KEY_BYTES_MAX = 511
 _UNPIN_KEYS = 512
-_DRAIN_S = 30.0
+_DRAIN_S = 5.0
 _RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
 _SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
 """Written into the reserve of a full store too: without them a node cannot settle or step down."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
-_decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
-_decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
 
 
 class Store:
@@ -138,7 +134,7 @@ class Store:
     def _replay(self) -> None:
         """Take in again what the index does not hold, and settle under which head to go on."""
         for entry in self._log.replay(self._state.applied_seq):
-            self._redo(entry)
+            redo(self._state, entry, self._path)
             self._state.batch.seq = entry.seq
             self.recovery.replayed += 1
         if self._log.head[0] != self.actor:
@@ -149,27 +145,6 @@ class Store:
         if batch.seq:
             batch.position, batch.head = self._log.position, self._log.head
             self._applier.offer(batch)
-
-    def _redo(self, entry: Entry) -> None:
-        state, raw = self._state, entry.raw
-        try:
-            if entry.kind == logformat.KIND_RECORD:
-                record = decode_record(raw, body_bytes_max=len(raw))
-                state.join(record.ops, list(decode_rows(record.ops)), entry.seq)
-                state.extend(record.actor, record.hlc)
-            elif entry.kind == logformat.KIND_ROWS:
-                ops, vv = _decode_rows_entry(raw)
-                state.join(ops, list(decode_rows(ops)), entry.seq)
-                state.cover(vv)
-            elif entry.kind == logformat.KIND_DROP:
-                row_keys, replaced = _decode_drop_entry(raw)
-                state.drop(row_keys, replaced, entry.seq)
-            else:
-                state.put(entry.kind, dict(_decode_items(raw)), entry.seq)
-        except (CorruptData, msgspec.MsgspecError) as exc:
-            raise CorruptData(
-                f"{self._path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
-            ) from exc
 
     # Reading
 
@@ -318,7 +293,7 @@ class Store:
                 body = encode_row(type_code, part, row)
                 row_ops.append(RowOp(prefix + part, type_code, body))
                 size += len(prefix) + len(part) + len(body)
-        assert row_ops
+        assert row_ops, "a commit without rows: the caller skips what changes nothing"
         record = Record(actor, hlc, held, tuple(row_ops))
         raw = encode_record(record)
         if len(raw) > self.limits.body_bytes_max:
@@ -440,7 +415,7 @@ class Store:
         return before
 
     def close(self, clean: bool = True) -> None:
-        """Stop. `clean`: flush and apply everything first, and mark the store so.
+        """Stop. `clean`: flush first, apply what can be applied in 5 s, and mark the store so.
 
         Afterwards another process may open it. Raises StoreFailed if the last flush failed.
         """
@@ -450,9 +425,8 @@ class Store:
         try:
             if clean:
                 self.flush()
-                clean = self._applier.drain(_DRAIN_S)
+                self._applier.drain(_DRAIN_S)
             self._applier.stop()
-            self._log.close()
             if clean:
                 identity.mark_clean(self._path, self.store_id)
         finally:

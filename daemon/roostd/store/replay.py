@@ -1,0 +1,44 @@
+"""Replay: log entries taken in again after a crash, in order, as they were the first time.
+
+Rows are joined, so it does no harm that the index may hold some of them already.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from roost_crdt import logformat
+from roost_crdt.errors import CorruptData
+from roost_crdt.logformat import Entry
+from roost_crdt.record import RowOp, decode_record, decode_rows
+from roostd.logrecovery import REPAIR
+from roostd.store.state import State
+
+_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
+_decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
+_decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
+
+
+def redo(state: State, entry: Entry, path: Path) -> None:
+    """Put one entry into `state`. CorruptData if it is not what a store of this release wrote."""
+    raw = entry.raw
+    try:
+        if entry.kind == logformat.KIND_RECORD:
+            record = decode_record(raw, body_bytes_max=len(raw))
+            state.join(record.ops, list(decode_rows(record.ops)), entry.seq)
+            state.extend(record.actor, record.hlc)
+        elif entry.kind == logformat.KIND_ROWS:
+            ops, vv = _decode_rows_entry(raw)
+            state.join(ops, list(decode_rows(ops)), entry.seq)
+            state.cover(vv)
+        elif entry.kind == logformat.KIND_DROP:
+            row_keys, replaced = _decode_drop_entry(raw)
+            state.drop(row_keys, replaced, entry.seq)
+        else:
+            state.put(entry.kind, dict(_decode_items(raw)), entry.seq)
+    except (CorruptData, msgspec.MsgspecError) as exc:
+        raise CorruptData(
+            f"{path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
+        ) from exc

@@ -1,0 +1,244 @@
+"""The store at its bounds: memory, size, disk, retention; and failure, which is final."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from store_kit import LIMITS, NOW, Stores, applied, brief, put, value
+
+from roost_crdt.errors import (
+    Busy,
+    Full,
+    RoostError,
+)
+from roost_crdt.logformat import KIND_SESSION
+from roost_crdt.record import decode_record
+from roost_crdt.rows import register
+from roost_crdt.rows.layout import (
+    TYPE_REGISTER,
+)
+from roostd.index import Index
+from roostd.store import Store, StoreFailed
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    made = Stores(tmp_path)
+    yield made
+    for store in made.opened:
+        store.close(clean=False)
+
+
+@pytest.fixture
+def store(stores: Stores) -> Store:
+    return stores.open()
+
+
+# Memory
+
+
+def test_clean_rows_in_memory_are_bounded(stores: Stores) -> None:
+    store = stores.open(limits=replace(LIMITS, rows_memory_bytes=100_000))
+    for number in range(1_000):
+        brief(lambda number=number: put(store, b"k:%04d" % number, b"v" * 500))
+        if number % 50 == 49:
+            store.flush()
+            applied(store)
+    store.flush()
+    applied(store)
+    memory = store._state.memory
+    assert memory.pinned_bytes == 0 or memory.unpin(store.applied_seq, 10_000) is None
+    assert memory.pinned == {}
+    assert memory.pinned_bytes == 0
+    assert len(memory._young) + len(memory._old) <= 100_000 // 500
+    assert all(value(store, b"k:%04d" % number) == b"v" * 500 for number in range(1_000))
+
+
+def test_busy_above_the_pinned_bound_until_it_is_applied(stores: Stores) -> None:
+    limits = replace(LIMITS, pinned_bytes_max=200_000, apply_interval_ms=60_000)
+    store = stores.open(limits=limits)
+    put(store, b"first", b"v")
+    store.flush()
+    applied(store)  # the applier has begun its pause
+
+    def fill() -> None:
+        for number in range(1_000):
+            put(store, b"k:%d" % number, bytes(1_000))
+            store.flush()
+
+    with pytest.raises(Busy, match="200000 bytes wait to be applied") as caught:
+        fill()
+    assert caught.value.retry_after_ms == 100
+    assert 100 < store.seq < 200
+    seq = store.seq
+    with pytest.raises(Busy):
+        store.put(KIND_SESSION, {b"s": b"v"})
+    assert (store.seq, store.dirty) == (seq, False)
+    assert store._applier.drain(10)
+    put(store, b"later", b"v")
+
+
+# Full
+
+
+def fill_up(store: Store) -> int:
+    """Write until FULL; how many keys."""
+    for number in range(100_000):
+        brief(lambda number=number: put(store, b"k:%06d" % number, bytes(2_000)))
+        store.flush()
+    raise AssertionError("never full")
+
+
+def test_full_at_the_bound_reads_go_on_and_it_recovers(stores: Stores) -> None:
+    store = stores.open(size_max=4 << 20, log_retention=1 << 20)
+    with pytest.raises(Full, match=r"the store is full: \d+ of 4194304 bytes .* reads go on"):
+        fill_up(store)
+    applied(store)
+    with pytest.raises(Full):
+        brief(lambda: put(store, b"more", bytes(2_000)))
+    assert 2 << 20 < store.bytes_used() < 4 << 20
+    wrote = store.seq
+    assert wrote > 500
+    assert not store.dirty
+    assert len(value(store, b"k:000001")) == 2_000
+    store = stores.reopen(store, clean=True, size_max=4 << 20, log_retention=1 << 20)
+    assert all(len(value(store, b"k:%06d" % n)) == 2_000 for n in range(wrote))
+    with pytest.raises(Full):
+        brief(lambda: put(store, b"more", bytes(2_000)))
+    # Deletes still go; then there is room again.
+    for number in range(0, wrote, 2):
+        key = b"k:%06d" % number
+
+        def delete(key: bytes = key) -> None:
+            stamp = store.stamp(NOW)
+            delta = register.delete(store.key_rows(key).rows, stamp)
+            store.commit(stamp, [(key, TYPE_REGISTER, delta)], shrinks=True)
+
+        brief(delete)
+        store.flush()
+    applied(store)
+    deadline = time.monotonic() + 5
+    while store.full() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    brief(lambda: put(store, b"more", bytes(2_000)))
+    store.flush()
+    assert len(value(store, b"more")) == 2_000
+
+
+def test_an_index_that_cannot_grow_stops_applying_not_serving(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    applied(store)
+    write = Index.write
+
+    def no_space(*_: Any) -> None:
+        raise lmdb.MapFullError("mdb_put: MDB_MAP_FULL")
+
+    monkeypatch.setattr(Index, "write", no_space)
+    put(store, b"k", b"w")
+    store.flush()
+    deadline = time.monotonic() + 5
+    while not store.full():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert value(store, b"k") == b"w"
+    store._admission.credit = 0
+    with pytest.raises(Full, match=r"cannot take 1 rows: .* writes come back by themselves"):
+        put(store, b"k", b"x")
+    monkeypatch.setattr(Index, "write", write)
+    applied(store)
+    put(store, b"k", b"x")
+    store.flush()
+    assert value(store, b"k") == b"x"
+
+
+# Failure is final
+
+
+def fail(*_: Any) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_failed_fdatasync_is_final(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[StoreFailed] = []
+    flushed: list[list[bytes]] = []
+    store.on_failed = told.append
+    put(store, b"k", b"kept")
+    store.flush()
+    store.on_flush.append(flushed.append)
+    put(store, b"k", b"unknown")
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(StoreFailed, match="Input/output error"):
+        store.flush()
+    monkeypatch.undo()
+    assert len(told) == 1
+    assert flushed == []
+    assert store.durable_seq == 1
+    for again in (
+        store.flush,
+        lambda: put(store, b"k", b"no"),
+        lambda: store.put(KIND_SESSION, {b"k": b"v"}),
+    ):
+        with pytest.raises(StoreFailed):
+            again()
+    assert len(told) == 1
+    with pytest.raises(StoreFailed):
+        store.close()
+    store = stores.open()
+    assert not store.recovery.clean
+    assert value(store, b"k") in (b"kept", b"unknown")
+
+
+def test_a_failing_index_is_final(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "write", lambda *_: (_ for _ in ()).throw(lmdb.PanicError("dead")))
+    put(store, b"k", b"v")
+    store.flush()
+    deadline = time.monotonic() + 5
+    while store._applier.failed is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    put(store, b"k", b"w")
+    with pytest.raises(StoreFailed, match="applying the log to the index failed: dead"):
+        store.flush()
+
+
+# Retention
+
+
+def test_the_log_stays_below_its_retention(stores: Stores) -> None:
+    options = {"size_max": 4 << 20, "log_retention": 1 << 20}
+    store = stores.open(**options)
+    records: list[bytes] = []
+    for number in range(4_000):
+        brief(lambda number=number: put(store, b"k:%d" % (number % 50), b"%d" % number * 100))
+        records.append(store.last_raw)
+        if number % 20 == 0:
+            store.flush()
+    store.flush()
+    applied(store)
+    actor = store.actor
+    assert store.records_after(actor, 0, 1 << 20) is None
+    since = decode_record(records[-50]).hlc
+    assert store.records_after(actor, since, 1 << 20) == records[-49:]
+    store = stores.reopen(store, clean=True, **options)
+    assert store.log_bytes() <= (1 << 20) + 3 * (256 << 10)
+    assert store.records_after(actor, 0, 1 << 20) is None
+    assert store.records_after(actor, since, 1 << 20) == records[-49:]
+    assert store.records_after(actor, since, 1) == records[-49:-48]
+
+
+def test_errors_are_roost_errors() -> None:
+    assert issubclass(Full, RoostError)
+    assert not issubclass(StoreFailed, RoostError), "it ends the process, not one request"

@@ -1,0 +1,282 @@
+"""Opening a store: recovery, identity, damage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_kit import LIMITS, NOW, Stores, applied, count, incr, put, root_of, value
+
+from roost_crdt.errors import (
+    ConfigError,
+    CorruptData,
+)
+from roost_crdt.logformat import CHAIN_START, KIND_META, KIND_SPEND
+from roost_crdt.record import Record, chain_next, encode_record, record_hash
+from roost_crdt.rows.layout import (
+    VALUE,
+    row_key,
+)
+from roostd.index import Index
+from roostd.store import Store, StoreLocked
+from roostd.store import identity as identity_module
+from roostd.store.identity import Surroundings
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    made = Stores(tmp_path)
+    yield made
+    for store in made.opened:
+        store.close(clean=False)
+
+
+@pytest.fixture
+def store(stores: Stores) -> Store:
+    return stores.open()
+
+
+# Opening
+
+
+def test_a_clean_stop_leaves_nothing_to_replay(stores: Stores, store: Store) -> None:
+    assert store.recovery.created
+    for number in range(20):
+        put(store, b"k:%d" % number, b"v")
+    store.flush()
+    before = (store.store_id, store.actor, dict(store.vv), store.head)
+    store = stores.reopen(store, clean=True)
+    assert (store.store_id, store.actor, dict(store.vv), store.head) == before
+    assert (store.recovery.clean, store.recovery.replayed, store.recovery.created) == (
+        True,
+        0,
+        False,
+    )
+    assert store.applied_seq == store.seq == 20
+
+
+def test_a_crash_is_replayed(stores: Stores) -> None:
+    store = stores.open(limits=replace(LIMITS, apply_interval_ms=60_000))
+    put(store, b"a", b"1")
+    store.flush()
+    applied(store)
+    for number in range(20):
+        put(store, b"k:%d" % number, b"v")
+        incr(store, b"c")
+    store.put(KIND_SPEND, {b"g": b"9"})
+    store.flush()
+    put(store, b"never", b"acknowledged")
+    vv, head = dict(store.vv), store.head
+    store = stores.reopen(store)
+    assert (store.recovery.clean, store.recovery.replayed) == (False, 41)
+    assert (count(store, b"c"), store.get(KIND_SPEND, b"g")) == (20, b"9")
+    assert value(store, b"a") == b"1"
+    assert store.key_rows(b"never").type == 0
+    assert store.head == head
+    assert store.vv[store.actor] < vv[store.actor]
+    assert store.stamp(0)[0] > store.vv[store.actor], "the clock never goes below the log"
+    applied(store)
+    assert store.digest(NOW)[1] == root_of(store)
+
+
+def test_a_torn_tail_is_reported(stores: Stores, store: Store) -> None:
+    put(store, b"k", b"kept")
+    store.flush()
+    applied(store)
+    position = store._log.position
+    store.close(clean=False)
+    segment = next((store._path / "log").glob("*1.seg"))
+    with segment.open("r+b") as file:
+        file.seek(position.offset)
+        file.write(b"the beginning of a group that was never acknowledged")
+    store = stores.open()
+    assert store.recovery.torn_bytes == 52
+    assert store.recovery.torn_at.endswith(f"1.seg:{position.offset}")
+    assert value(store, b"k") == b"kept"
+
+
+def test_a_second_daemon_gets_a_clear_error(stores: Stores, store: Store) -> None:
+    with pytest.raises(StoreLocked, match=rf"in use by process {os.getpid()}; one daemon per"):
+        stores.open()
+    put(store, b"k", b"v")
+    store.flush()
+    assert stores.reopen(store, clean=True).seq == 1
+
+
+def test_an_index_without_its_log_refuses(stores: Stores, store: Store) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    store.close()
+    shutil.rmtree(store._path / "log")
+    with pytest.raises(CorruptData, match=r"the log is gone, .* run: roost check DIR --repair"):
+        stores.open()
+
+
+def test_a_log_without_its_index_refuses(stores: Stores, store: Store) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    store.close()
+    shutil.rmtree(store._path / "index")
+    with pytest.raises(CorruptData, match=r"there is a log but the index is empty or gone"):
+        stores.open()
+    with pytest.raises(CorruptData, match=r"there is a log but the index is empty or gone"):
+        stores.open()
+
+
+def test_a_newer_schema_refuses(stores: Stores, store: Store) -> None:
+    store.close()
+    index = Index(store._path / "index", 16 << 20)
+    index.write([], {KIND_META: [(b"schema", (2).to_bytes(8, "big"))]})
+    index.close()
+    with pytest.raises(ConfigError, match="schema 2, this release reads 1"):
+        stores.open()
+
+
+# Identity
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    real = identity_module.surroundings
+
+    def move(**changes: Any) -> None:
+        monkeypatch.setattr(
+            identity_module,
+            "surroundings",
+            lambda path: Surroundings(*real(path))._replace(**changes),
+        )
+
+    return move
+
+
+@pytest.mark.parametrize(
+    ("clean", "changes", "reason"),
+    [
+        (True, {}, ""),
+        (False, {}, ""),
+        (True, {"boot_id": b"other"}, ""),
+        (False, {"boot_id": b"other"}, "without a clean shutdown"),
+        (True, {"host": b"other"}, "another host"),
+        (True, {"file_id": b"1:2"}, "copies"),
+    ],
+)
+def test_the_actor_is_used_again_only_if_nothing_can_be_lost(
+    stores: Stores,
+    store: Store,
+    machine: Callable[..., None],
+    clean: bool,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    before, hlc = store.actor, store.vv[store.actor]
+    store.close(clean=clean)
+    machine(**changes)
+    store = stores.open()
+    assert store.recovery.actor_changed == bool(reason)
+    assert reason in store.recovery.actor_reason
+    assert (store.actor != before) == bool(reason)
+    assert store.vv == {before: hlc}
+    assert value(store, b"k") == b"v"
+    if reason:
+        assert store.recovery.actor_before == before
+        assert store.head == (0, CHAIN_START)
+    put(store, b"k", b"w")
+    store.flush()
+    actor, vv = store.actor, dict(store.vv)
+    store = stores.reopen(store)
+    assert (store.actor, store.vv) == (actor, vv)
+
+
+def test_a_copied_store_writes_under_another_actor(stores: Stores, store: Store) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    store.close()
+    shutil.copytree(store._path, stores.base / "copy")
+    copy = stores.open("copy")
+    assert copy.actor != store.actor
+    assert "copies" in copy.recovery.actor_reason
+    assert value(copy, b"k") == b"v"
+    assert stores.open().actor == store.actor
+
+
+def test_the_clean_mark_is_gone_while_the_store_is_open(stores: Stores, store: Store) -> None:
+    store.close()
+    assert (store._path / "clean").exists()
+    store = stores.open()
+    assert not (store._path / "clean").exists()
+
+
+def test_the_chain_names_each_durable_head(stores: Stores, store: Store) -> None:
+    chain = CHAIN_START
+    heads = []
+    for number in range(30):
+        put(store, b"k", b"%d" % number)
+        chain = chain_next(chain, record_hash(store.last_raw))
+        if number % 3 == 2:
+            told = store.head
+            assert told != (store.vv[store.actor], chain), "not durable yet"
+            store.flush()
+            assert store.head == (store.vv[store.actor], chain)
+            heads.append(store.head)
+    for clean in (False, True, True):
+        assert [store.chain_at(hlc) for hlc, _ in heads] == [chain for _, chain in heads]
+        assert store.chain_at(heads[0][0] - 1) is None
+        assert store.head == heads[-1]
+        store = stores.reopen(store, clean=clean)
+
+
+def test_a_new_actor_is_durable_before_its_first_use(stores: Stores, store: Store) -> None:
+    put(store, b"k", b"v")
+    before = store.actor
+    assert store.renew_actor(os.urandom) == before
+    assert store.actor != before
+    assert store.durable_seq == 1
+    actor = store.actor
+    store = stores.reopen(store)
+    assert (store.actor, store.head) == (actor, (0, CHAIN_START))
+    put(store, b"k", b"w")
+    store.flush()
+    assert set(store.vv) == {before, actor}
+    # The old actor's records come back as anybody else's.
+    record = Record(before, store.vv[before] + 1, store.vv[before], ())
+    assert store.accept(encode_record(record), record)
+
+
+# Damage in the index
+
+
+def damage(store: Store, key: bytes) -> None:
+    store.close()
+    index = Index(store._path / "index", 16 << 20)
+    ((name, sealed),) = index.rows(key + b"\0")
+    index.write([(name, sealed[:-1] + bytes([sealed[-1] ^ 1]))], {})
+    index.close()
+
+
+def test_a_damaged_row_is_never_served_and_a_neighbours_repairs_it(
+    stores: Stores, store: Store
+) -> None:
+    put(store, b"k", b"v")
+    put(store, b"other", b"v")
+    store.flush()
+    ops = store.scan_rows(b"", 1 << 20)
+    damage(store, b"k")
+    store = stores.open()
+    with pytest.raises(CorruptData, match=r"1 stored rows of key b'k' fail their checksum"):
+        store.key_rows(b"k")
+    assert value(store, b"other") == b"v"
+    assert [op.row_key for op in store.scan_rows(b"", 1 << 20)] == [row_key(b"other", VALUE)]
+    assert store.corrupt_rows > 0
+    store.accept_rows(ops, {})
+    store.flush()
+    assert value(store, b"k") == b"v"
+    applied(store)
+    store = stores.reopen(store, clean=True)
+    assert value(store, b"k") == b"v"
