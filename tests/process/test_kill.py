@@ -13,10 +13,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis.asyncio as redis
-import redis.exceptions
+from redis import exceptions
+from redis.asyncio import Redis
 
-from roost import aio
+from roost import RoostError, aio
 from roostd.demo.regions import Region
 
 from .conftest import Start
@@ -24,7 +24,7 @@ from .conftest import Start
 ROUNDS = int(os.environ.get("ROOST_TEST_KILLS", "50"))
 CLIENTS = 24
 KEYS = 40
-LOST = (redis.exceptions.RedisError, OSError, EOFError, asyncio.IncompleteReadError)
+LOST = (exceptions.RedisError, OSError, EOFError, asyncio.IncompleteReadError)
 
 
 @dataclass
@@ -59,7 +59,7 @@ type = "map"
 async def write(number: int, url: str, known: Acknowledged, stop: asyncio.Event) -> int:
     """One client: mixed writes until the daemon is gone; how many were answered ok."""
     done = 0
-    client = redis.Redis.from_url(url, decode_responses=True)
+    client = Redis.from_url(url, decode_responses=True)
     chance = random.Random(number)
     try:
         while not stop.is_set():
@@ -89,25 +89,27 @@ async def write(number: int, url: str, known: Acknowledged, stop: asyncio.Event)
     return done
 
 
-async def converse(url: str, token: str | None, known: Acknowledged, stop: asyncio.Event) -> str:
+async def converse(
+    url: str, token: str | None, known: Acknowledged, stop: asyncio.Event
+) -> str | None:
     """One session: turns until the daemon is gone; its newest token."""
-    client = await aio.connect(url, mmap=False, deadline_ms=5_000)
-    session = await client.open(token)
     try:
-        while not stop.is_set():
-            message = {"role": "user", "content": os.urandom(6).hex()}
-            await session.commit([message], on_conflict="append")
-            known.turns.append(message)
-    except (aio.RoostError, *LOST):
+        async with aio.connect(url, mmap=False, deadline_ms=5_000) as client:
+            session = await client.open(token)
+            token = session.token
+            while not stop.is_set():
+                message = {"role": "user", "content": os.urandom(6).hex()}
+                await session.commit([message], on_conflict="append")
+                token = session.token
+                known.turns.append(message)
+    except (RoostError, *LOST):
         pass
-    finally:
-        await client.close()
-    return session.token
+    return token
 
 
-async def check(region: Region, known: Acknowledged, token: str) -> None:
+async def check(region: Region, known: Acknowledged, token: str | None) -> None:
     """Every acknowledged write is there."""
-    client = redis.Redis.from_url(region.url, decode_responses=True)
+    client = Redis.from_url(region.url, decode_responses=True)
     for key, (ok, sent) in known.registers.items():
         found = int(await client.get(key) or 0)
         assert ok <= found <= sent, f"{key}: {found}, acknowledged {ok}, sent {sent}"
@@ -123,10 +125,11 @@ async def check(region: Region, known: Acknowledged, token: str) -> None:
         found_fields = await client.hgetall(key)
         assert fields.keys() <= found_fields.keys(), f"{key} lost a field"
     await client.aclose()
-    sdk = await aio.connect(region.url, mmap=False, deadline_ms=5_000)
-    session = await sdk.open(token)
-    messages = (await session.turns()).messages
-    await sdk.close()
+    if token is None:
+        return
+    async with aio.connect(region.url, mmap=False, deadline_ms=5_000) as sdk:
+        session = await sdk.open(token)
+        messages = (await session.turns()).messages
     assert [m for m in known.turns if m not in messages] == []
 
 

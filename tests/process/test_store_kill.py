@@ -1,0 +1,182 @@
+"""Real processes killed while they write: everything that they acknowledged is found again."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from store_kit import root_of
+
+from roost_crdt import values
+from roost_crdt.logformat import KIND_SESSION
+from roostd.store import Store
+
+WRITER = Path(__file__).with_name("store_writer.py")
+sys.path.insert(0, str(WRITER.parent))
+from store_writer import KEYS, open_store, written  # noqa: E402
+
+GROUP_MAX = 5
+STRACE = shutil.which("strace")
+
+
+def acknowledged(output: bytes) -> int:
+    """The newest number that was printed whole."""
+    lines = [line for line in output.split(b"\n")[:-1] if line != b"closed"]
+    return int(lines[-1].removeprefix(b"open ")) if lines else 0
+
+
+def check(store: Store, acked: int) -> int:
+    """Every acknowledged write is there, nothing is there in part; how many writes there are."""
+    count = written(store)
+    assert acked <= count <= acked + GROUP_MAX
+    for slot in range(KEYS):
+        newest = count - (count - slot) % KEYS
+        if newest <= 0:
+            continue
+        rows = store.key_rows(b"k:%d" % slot).rows
+        value = values.register_value(rows, 1)
+        assert isinstance(value, bytes)
+        assert int(value.partition(b".")[0]) == newest
+        session = store.get(KIND_SESSION, b"s:%d" % slot)
+        # The write and its session entry are two entries of one group: the group is whole.
+        assert session == b"%d" % newest
+    return count
+
+
+def settled(store: Store) -> None:
+    """The index catches up, and its digest is that of the rows."""
+    assert store._applier.drain(20)
+    seq, root = store.digest(1)
+    assert seq == store.seq
+    assert root == root_of(store, 1)
+
+
+@pytest.mark.timeout(180)
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    path = tmp_path / "store"
+    acked = 0
+    actors = set()
+    for turn in range(10):
+        with subprocess.Popen(
+            [sys.executable, str(WRITER), str(path), "1000000"], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            first = b""
+            if turn % 4:
+                first = writer.stdout.readline()
+            else:
+                time.sleep(0.3)  # may hit the start and its recovery as well
+            time.sleep(rng.uniform(0.0, 0.4))
+            writer.send_signal(signal.SIGKILL)
+            output = first + writer.stdout.read()
+            assert writer.wait() == -signal.SIGKILL
+        acked = max(acked, acknowledged(output))
+        if turn % 3 == 2:
+            continue  # killed again before anybody looked
+        store = open_store(path)
+        try:
+            assert not store.recovery.clean or not acked
+            assert not store.recovery.actor_changed, "the page cache survives a kill"
+            actors.add(store.actor)
+            acked = check(store, acked)
+            settled(store)
+            assert set(store.vv) <= {store.actor}
+        finally:
+            store.close(clean=False)
+    assert acked > 100, "it hardly wrote"
+    assert len(actors) == 1
+
+
+def traced(path: Path, groups: int, inject: str) -> subprocess.CompletedProcess[bytes]:
+    assert STRACE is not None
+    call = inject.partition(":")[0]
+    return subprocess.run(
+        [
+            *(STRACE, "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"),
+            *("-e", f"inject={inject}", sys.executable, str(WRITER), str(path), str(groups)),
+        ],
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def needs_strace() -> None:
+    if STRACE is None:
+        pytest.skip("strace is not on this machine")
+    probe = subprocess.run([STRACE, "-qq", "-o", "/dev/null", "true"], check=False)
+    if probe.returncode:
+        pytest.skip("strace may not trace here")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("call", "moments"),
+    [
+        ("fdatasync", (1, 2, 3, 5, 9, 14, 30)),
+        ("fsync", (1, 2, 4, 6, 8)),
+        ("pwrite64", (1, 3, 6, 11, 25)),
+        ("unlink", (1, 2)),
+    ],
+)
+def test_killed_at_a_boundary(tmp_path: Path, call: str, moments: tuple[int, ...]) -> None:
+    """The Nth call does not happen and the process dies there, at every start again."""
+    needs_strace()
+    path = tmp_path / "store"
+    acked = killed = 0
+    for moment in moments:
+        done = traced(path, 60, f"{call}:signal=KILL:when={moment}")
+        killed += done.returncode in (-9, 137)
+        assert done.returncode in (0, -9, 137), done.stderr.decode()[-2_000:]
+        acked = max(acked, acknowledged(done.stdout))
+        store = open_store(path)
+        try:
+            acked = check(store, acked)
+            settled(store)
+        finally:
+            store.close(clean=False)
+    assert killed >= 2, "the fault did not bite"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("moment", [4, 9, 13])
+def test_a_failing_fdatasync_acknowledges_nothing_more(tmp_path: Path, moment: int) -> None:
+    needs_strace()
+    path = tmp_path / "store"
+    done = traced(path, 1_000, f"fdatasync:error=EIO:when={moment}+")
+    assert done.returncode == 1
+    text = done.stderr.decode()
+    assert ("acknowledged any more" if moment > 4 else "the store cannot be opened") in text
+    assert "Input/output error" in text
+    assert b"closed" not in done.stdout
+    acked = acknowledged(done.stdout)
+    store = open_store(path)
+    try:
+        assert check(store, acked) >= acked
+        settled(store)
+    finally:
+        store.close(clean=False)
+
+
+@pytest.mark.timeout(180)
+def test_a_disk_that_takes_no_more_acknowledges_nothing_more(tmp_path: Path) -> None:
+    needs_strace()
+    path = tmp_path / "store"
+    done = traced(path, 1_000, "pwrite64:error=ENOSPC:when=30+")
+    assert done.returncode == 1
+    assert "acknowledged any more" in done.stderr.decode()
+    store = open_store(path)
+    try:
+        check(store, acknowledged(done.stdout))
+    finally:
+        store.close(clean=False)
