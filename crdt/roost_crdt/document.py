@@ -182,7 +182,7 @@ class Document:
         self._check_leaves(contents, fresh)
         deletes = runs_by_client(contents.deletes)
         if deletes:
-            self._check_deletes(fresh, named, deletes)
+            self._check_deletes(fresh, named, deletes, all_named=not unresolved)
         if self._clocks and self._doubtful(contents, deletes):
             self._try_on_copy(update, fresh, ends)
         if unresolved:
@@ -261,13 +261,15 @@ class Document:
         fresh: Iterable[Item],
         named: Iterable[tuple[str, Item | Overwrite]],
         deletes: Runs,
+        *,
+        all_named: bool,
     ) -> None:
         """What an update deletes it must have replaced."""
         dead = {i.key for i in fresh if _is_dead(i, deletes)}
         if dead - self._entry_keys - {i.key for i in fresh if not _is_dead(i, deletes)}:
             raise CorruptData("an update deletes a write-once entry")
         put = {key for key, item in named if not _is_dead(item, deletes)}
-        if self._field_index.lost_keys(deletes) - put:
+        if all_named and self._field_index.lost_keys(deletes) - put:
             raise CorruptData("an update deletes a field")
 
     def _doubtful(self, contents: Contents, deletes: Runs) -> bool:

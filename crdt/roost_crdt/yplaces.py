@@ -6,7 +6,7 @@ delete a write-once entry, which fields does it change) before pycrdt sees it.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
 from roost_crdt.yupdate import Contents, Item, Overwrite, Range
@@ -65,10 +65,16 @@ class FieldIndex:
             return named, waiting
         for origin in waiting.keys() & self._keys.keys():
             named.extend((self._keys[origin], o) for o in waiting.pop(origin))
+        clocks: dict[int, list[int]] = {}
+        for client, clock in sorted(waiting):
+            clocks.setdefault(client, []).append(clock)
         for key, item in named:  # grows while it is walked: each overwrite may be an origin
-            followers = waiting.pop((item.client, item.last), None)
-            if followers:
-                named.extend((key, o) for o in followers)
+            mine = clocks.get(item.client)
+            if mine is None:
+                continue
+            # Dead values that Yjs has joined are one item with several places.
+            for clock in mine[bisect_left(mine, item.clock) : bisect_right(mine, item.last)]:
+                named.extend((key, o) for o in waiting.pop((item.client, clock), ()))
         return named, waiting
 
     def take(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pycrdt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roost_crdt import fold
@@ -468,9 +468,13 @@ def _take(view: Fold, entries: dict[str, bytes], fields: dict[str, bytes]) -> No
         unique=True,
     ),
 )
+@example(669195753, [(4, "us"), (3, "us"), (2, "eu"), (3, "eu")])
+@example(1020005324, [(4, "ap"), (4, "eu"), (4, "us"), (3, "eu")])
 def test_homes_that_write_at_once_lose_no_turn_and_agree_on_fields(
     seed: int, epochs: list[Epoch]
 ) -> None:
+    # The examples: two homes repair one field at once, Yjs joins the loser's dead values, and
+    # the winner replaced one in the middle of them.
     chance = random.Random(seed)
     _, common = conversation(2)
     homes = [document(epoch, *common) for epoch in epochs]

@@ -63,6 +63,14 @@ def test_an_overwrite_has_the_field_of_what_it_replaces() -> None:
     assert list(unresolved) == [(9, 9)]
 
 
+def test_an_origin_inside_joined_dead_values_is_found() -> None:
+    joined = Item("a", None, 7, 2, 9)
+    overwrites = [Overwrite((7, clock), b"x", 9, clock, clock) for clock in (1, 2, 5, 9, 10)]
+    named, unresolved = FieldIndex().resolve(contents([joined], overwrites))
+    assert [item.clock for key, item in named[1:] if key == "a"] == [2, 5, 9]
+    assert sorted(unresolved) == [(7, 1), (7, 10)]
+
+
 def test_a_field_moves_with_its_newest_place() -> None:
     index = FieldIndex()
     index.note("a", (7, 0))
