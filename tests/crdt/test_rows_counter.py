@@ -115,6 +115,16 @@ def test_a_row_without_room_is_followed_by_another(value: int) -> None:
     assert counter.value(rows, 0) == value + step
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_row_is_filled_to_its_last_unit(sign: int) -> None:
+    part, full = actor_part(A, 1), U64_MAX - 1
+    row = (full, 0, full, 0) if sign > 0 else (0, full, 0, full)
+    filled = counter.add({part: row}, sign, (2, A), 0)
+    assert list(filled) == [part]
+    assert U64_MAX in filled[part]
+    assert list(counter.add(filled, sign, (3, A), 0)) == [actor_part(A, 3)]
+
+
 def test_an_actor_goes_on_in_its_newest_row() -> None:
     rows: Rows = {actor_part(A, 3): (1, 0, 1, 0), actor_part(A, 9): (4, 0, 0, 0)}
     assert counter.add(rows, 1, (10, A), 0) == {actor_part(A, 9): (5, 0, 0, 0)}
@@ -138,6 +148,7 @@ def test_a_collected_row_that_comes_back_is_not_counted_again() -> None:
 def test_joins_keep_the_row_that_already_holds_all() -> None:
     row = (5, 4, 3, 2)
     assert counter.join(row, (5, 1, 0, 2)) is row
+    assert counter.join(row, (5, 4, 3, 2)) is row
     assert counter.join((1, 9, 1, 0), (2, 3, 0, 1)) == (2, 9, 1, 1)
 
 

@@ -91,11 +91,12 @@ def grow(rows: Rows, newest: Part | None, fresh: Part, by: int) -> Delta:
     0 makes the counter exist without changing its value.
     """
     up, down = (by, 0) if by > 0 else (0, -by) if by < 0 else (1, 1)
-    p, n, bp, bn = rows[newest] if newest is not None else (0, 0, 0, 0)
-    if newest is None or p + up > U64_MAX or n + down > U64_MAX:
-        assert newest is None or newest < fresh, "an hlc was used for two operations"
-        return {fresh: (up, down, 0, 0)}
-    return {newest: (p + up, n + down, bp, bn)}
+    if newest is not None:
+        p, n, bp, bn = rows[newest]
+        if p + up <= U64_MAX and n + down <= U64_MAX:
+            return {newest: (p + up, n + down, bp, bn)}
+        assert newest < fresh, "an hlc was used for two operations"
+    return {fresh: (up, down, 0, 0)}
 
 
 def check_total(value: int) -> int:
