@@ -130,7 +130,11 @@ class Client:
         return self._acked(await self.run(requests.set_value(key, value, ttl_ms)))
 
     async def incr(
-        self, key: str | bytes, by: int | float = 1, *, request_id: str | None = None
+        self,
+        key: str | bytes,
+        by: int | float | Mapping[str, int] = 1,
+        *,
+        request_id: str | None = None,
     ) -> Ack:
         """See `roost.Client.incr`."""
         named = uuid.uuid4().hex if request_id is None else request_id

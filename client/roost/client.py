@@ -131,9 +131,15 @@ class Client:
         return self._acked(self.run(requests.set_value(key, value, ttl_ms)))
 
     def incr(
-        self, key: str | bytes, by: int | float = 1, *, request_id: str | None = None
+        self,
+        key: str | bytes,
+        by: int | float | Mapping[str, int] = 1,
+        *,
+        request_id: str | None = None,
     ) -> Ack:
         """Add to a counter or rate; `.value` of the Ack is the new count here.
+
+        A map whose policy says `fields = "counter"` takes `{field: n}`.
 
         A linearizable counter applies one `request_id` once, so that a lost reply is retried
         by itself; for others it is UnknownOutcome.

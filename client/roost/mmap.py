@@ -105,6 +105,7 @@ class IndexReader:
                 self._other_store()
             self._hello = hello
             self._heard(hello, monotonic())
+            self._probe.node_up = True
 
     def acknowledged(self, seq: int) -> None:
         """This client's write was acknowledged under `seq`."""

@@ -21,7 +21,7 @@ from roost_crdt.errors import RoostError
 
 __all__ = ["PERIOD_S", "Probe"]
 
-PERIOD_S = 0.25
+PERIOD_S = 0.1
 WAIT_S = 0.01
 SILENT_S = 1.0
 RECV_BYTES = 64 * 1024

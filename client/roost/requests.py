@@ -279,12 +279,18 @@ def set_value(key: str | bytes, value: Any, ttl_ms: int | None) -> Request[Ack]:
     return Request((("ROOST.SET", raw, json_bytes(value, "the value"), *expiry),), _ack)
 
 
-def incr(key: str | bytes, by: int | float, request_id: str) -> Request[Ack]:
-    """Add to a counter or rate. `request_id` makes it repeatable where linearizable."""
+def incr(
+    key: str | bytes, by: int | float | Mapping[str, int], request_id: str
+) -> Request[Ack]:
+    """Add to a counter or rate, or to the fields of a map that counts.
+
+    `request_id` makes it repeatable where linearizable.
+    """
+    amount: int | bytes
     if isinstance(by, float):
-        if by != by or by in (float("inf"), float("-inf")):
-            raise BadRequest(f"by must be a finite number, not {by!r}")
-        amount: int | str = repr(by)
+        amount = json_bytes(by, "by")
+    elif isinstance(by, Mapping):
+        amount = json_bytes(dict(by), "by")
     else:
         amount = whole(by, "by", -INT64_MAX - 1)
     return Request(

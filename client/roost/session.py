@@ -68,6 +68,9 @@ class SessionState:
         self.turn = opened.turn
         self._order = _order(_claims(opened.token))
 
+    def __repr__(self) -> str:
+        return f"<Session {self.sid} at turn {self.turn}, home {self.home}>"
+
     def follow(self, token: str) -> None:
         """Keep `token` unless it is older than the one kept (replies of threads may cross)."""
         if not token or token == self.token:
@@ -193,6 +196,9 @@ class CallState:
         self.result: Any = None
         self._session = session
         self._args = json_bytes(args, "args")
+
+    def __repr__(self) -> str:
+        return f"<Call {self.tool} {self.key}: {self.status}>"
 
     def begin_request(self, *, retry: bool = False) -> Request[None]:
         """Note that the call begins. `retry` opens the next attempt after a failed one."""

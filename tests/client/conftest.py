@@ -1,15 +1,21 @@
-"""A peer that plays recorded replies over a real unix socket."""
+"""A peer that plays recorded replies over a real unix socket; a real daemon."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hiredis
 import pytest
+
+import roost
+from roostd.demo.regions import free_ports
 
 HELLO = (
     b"%7\r\n$4\r\nnode\r\n$4\r\neu-1\r\n$6\r\nregion\r\n$2\r\neu\r\n$4\r\ndata\r\n$0\r\n\r\n"
@@ -97,3 +103,125 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
     played = Recording(tmp_path / "roost.sock")
     yield played
     played.stop()
+
+
+POLICIES = """
+[counts]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "counter"
+
+[costs]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "counter"
+float = true
+
+[tags]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "set"
+
+[profiles]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "map"
+
+[tallies]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "map"
+fields = "counter"
+
+[flags]
+readers = "cross-session"
+stale_read_cost = "incorrect"
+type = "register"
+
+[seats]
+readers = "cross-session"
+stale_read_cost = "incorrect"
+type = "counter"
+"""
+
+
+NODE = ("--node", "eu-1", "--region", "eu")
+
+
+class Daemon:
+    """One real roostd in a directory of its own, made by `roost init`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"unix://{folder / 'roost.sock'}"
+        self.index = folder / "data" / "index"
+        resp, http, gossip = free_ports(3)
+        self.redis_url = f"redis://127.0.0.1:{resp}"
+        self._process: subprocess.Popen[bytes] | None = None
+        subprocess.run(
+            [*f"{sys.executable} -m roostd.cli.main init".split(), folder, *NODE],
+            check=True,
+            capture_output=True,
+            timeout=30,
+        )
+        config = folder / "roost.toml"
+        text = config.read_text()
+        for port, free in ((7667, resp), (7668, http), (7669, gossip)):
+            text = text.replace(f'"127.0.0.1:{port}"', f'"127.0.0.1:{free}"')
+        config.write_text(text)
+        with (folder / "policies.toml").open("a") as policies:
+            policies.write(POLICIES)
+
+    def start(self) -> None:
+        config = self.folder / "roost.toml"
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "roostd.cli.roostd", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + 20
+        while True:
+            try:
+                roost.connect(self.url, mmap=False).close()
+                return
+            except roost.Unavailable:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    raise AssertionError((self.folder / "log").read_text()[-3000:]) from None
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that the tests of this package share."""
+    started = Daemon(tmp_path_factory.mktemp("roost") / "n")
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def own_daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that a test may stop, kill and start again."""
+    started = Daemon(tmp_path / "n")
+    started.start()
+    yield started
+    started.stop()
