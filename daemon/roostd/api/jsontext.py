@@ -24,6 +24,7 @@ INLINE_BYTES_MAX = 128 * 1024
 """A larger text is checked in a thread, so that the loop goes on."""
 
 _NAMES = re.compile(rb'"([^"\\]{1,80})"\s*:')
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.S)
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 _PLACE = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`")
@@ -45,7 +46,7 @@ def check_text(data: bytes, nesting_max: int, what: str = "the body") -> None:
     try:
         _skip(data)
     except RecursionError:
-        raise BadRequest(f"{what} is nested deeper than {nesting_max} levels") from None
+        raise _too_deep(what, data, nesting_max) from None
     except msgspec.DecodeError as error:
         at = _BYTE.search(str(error))
         where = int(at[1]) if at else len(data)
@@ -70,12 +71,13 @@ def _refusal(what: str, why: str, data: bytes, at: int) -> BadRequest:
 
 
 def _too_deep(what: str, data: bytes, nesting_max: int) -> BadRequest:
-    message = f"{what} is nested deeper than {nesting_max} levels"
-    if not is_object(data):
-        return BadRequest(message)
-    members = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    deep = [name for name, raw in members.items() if nested_deeper(bytes(raw), nesting_max - 1)]
-    return BadRequest(f"{message}, in field '{deep[0][:80]}'", field=deep[0][:80])
+    depth, at = 0, len(data)
+    for token in _TOKEN.finditer(data):
+        depth += 1 if token[0] in (b"[", b"{") else -1 if token[0] in (b"]", b"}") else 0
+        if depth > nesting_max:
+            at = token.start()
+            break
+    return _refusal(what, f"nested deeper than {nesting_max} levels", data, at)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
@@ -104,7 +106,7 @@ def convert(data: bytes, type_: type[T], what: str = "the body") -> T:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         text = str(error)
         place = _PLACE.search(text) or _FIELD.search(text)
-        members = {"field": place[1]} if place and place[1] else {}
+        members: dict[str, Any] = {"field": place[1]} if place and place[1] else {}
         raise BadRequest(f"{what} is refused: {text.replace('`', '')}", **members) from None
 
 

@@ -55,6 +55,8 @@ class FaceMetrics(Collector):
             labels=["command"],
         )
         for name, (count, errors, spent_ns) in sorted(self.commands.items()):
+            if not count:
+                continue
             calls.add_metric([name], count)
             refused.add_metric([name], errors)
             spent.add_metric([name], spent_ns / 1e9)

@@ -9,11 +9,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from roostd.api.facade import Node
 from roostd.api.http.app import application
+from roostd.api.http.problems import TYPE_BASE
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
 
@@ -47,6 +49,23 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_headers()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Framing faults: a problem document, and the connection is closed."""
+        body = msgspec.json.encode(
+            {
+                "type": TYPE_BASE + "badrequest",
+                "title": "The request is malformed",
+                "status": 400,
+                "detail": msg,
+                "code": "BADREQUEST",
+            }
+        )
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+            b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def _await_headers(self) -> None:
         self._headers_due = self.loop.call_later(HEADERS_S, self._cut)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from roost_crdt.errors import CorruptData, RoostError, TooLarge
 from roost_crdt.policy import Policy
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from roostd.api.resp.server import RespServer
 
 log = logging.getLogger(__name__)
+_clock_ns = time.perf_counter_ns
 
+RELEASE_BYTES = 1024 * 1024
+"""With more than this held, replies are released before the next command runs."""
 COMMANDS_PER_TURN = 1_000
 """Commands run before the loop gets its turn; about 10 ms."""
 BACKLOG_BYTES = 256 * 1024
@@ -67,8 +70,10 @@ class Connection(asyncio.Protocol):
         self.revisions: dict[bytes, int] = {}
         self.subscriptions: dict[bytes, Any] = {}
         self.patterns: dict[bytes, Any] = {}
-        self.replies_off = False
-        self.skip_replies = 0
+        self._quiet = False
+        self._skip_replies = 0
+        self._counts = server.metrics.commands
+        self._reply_bytes_max = server.node.limits.output_bytes_max
         self.closing = False
         self.commands_run = 0
         self._partial_since = 0.0
@@ -91,13 +96,13 @@ class Connection(asyncio.Protocol):
     # --- transport ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        link = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        self._transport = link
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
         if not self.server.admit(self):
-            transport.write(encode.error("ERR max number of clients reached"))
-            transport.close()
+            link.write(encode.error("ERR max number of clients reached"))
+            link.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
@@ -173,15 +178,18 @@ class Connection(asyncio.Protocol):
 
     def _run(self) -> None:
         """Run what has come, up to a share of the loop, then release the replies."""
-        pull, out = self._parser.pull, self._out
+        pull = self._parser.pull
         for _ in range(COMMANDS_PER_TURN):
             if self._paused_writing:
+                break
+            if self._out_bytes > RELEASE_BYTES:
+                self._schedule()
                 break
             try:
                 args = pull()
             except ProtocolFault as fault:
                 self.server.metrics.protocol_faults += 1
-                out.append(encode.error(f"ERR Protocol error: {fault}"))
+                self._out.append(encode.error(f"ERR Protocol error: {fault}"))
                 self.closing = True
                 break
             if args is None:
@@ -229,7 +237,8 @@ class Connection(asyncio.Protocol):
         try:
             if command is None:
                 raise unknown_command(args)
-            if not command.fits(len(args)):
+            arity = command.arity
+            if len(args) != arity and (arity >= 0 or len(args) < -arity):
                 raise wrong_arity(command.name)
             self.last_command = command.name
             if (caller := self.caller) is None:
@@ -249,18 +258,16 @@ class Connection(asyncio.Protocol):
 
     def run(self, command: Command, args: list[bytes]) -> bytes | Awaitable[bytes]:
         """Call the handler and count it."""
-        counts = self.server.metrics.commands.get(command.name)
-        if counts is None:
-            counts = self.server.metrics.commands.setdefault(command.name, [0, 0, 0])
+        counts = self._counts[command.name]
         counts[0] += 1
-        started_ns = time.perf_counter_ns()
+        started_ns = _clock_ns()
         try:
             return command.handler(self, args)
         except BaseException:
             counts[1] += 1
             raise
         finally:
-            counts[2] += time.perf_counter_ns() - started_ns
+            counts[2] += _clock_ns() - started_ns
 
     def run_refusing(self, command: Command, args: list[bytes]) -> bytes | Awaitable[bytes]:
         """As `run`, with a refusal as its reply."""
@@ -336,14 +343,18 @@ class Connection(asyncio.Protocol):
 
     def send(self, reply: bytes) -> None:
         """Hold a reply until it is durable."""
-        if self.replies_off or self.skip_replies:
-            if self.skip_replies:
-                self.skip_replies -= 1
+        if self._quiet:
+            if self._skip_replies:
+                self._skip_replies -= 1
+                self._quiet = bool(self._skip_replies)
             return
+        if len(reply) > self._reply_bytes_max:
+            reply = encode.error(
+                f"TOOLARGE a reply of {len(reply)} bytes is over {self._reply_bytes_max}: read in "
+                "parts (SCAN, HSCAN, SSCAN, HMGET, LRANGE)"
+            )
         self._out.append(reply)
         self._out_bytes += len(reply)
-        if self._out_bytes > self.node.limits.output_bytes_max:
-            self.abort()
 
     def push(self, message: bytes) -> None:
         """Send an out-of-band message (it is durable already), in order with the replies."""
@@ -414,6 +425,13 @@ class Connection(asyncio.Protocol):
         self.caller = caller
         self._parser.restricted = caller is None
 
+    def hush(self, quiet: bool, skip: int = 0) -> None:
+        """CLIENT REPLY: leave out all replies, or the next `skip`."""
+        if skip and self._quiet and not self._skip_replies:
+            return  # OFF stays OFF
+        self._quiet = quiet or skip > 0
+        self._skip_replies = skip
+
     def reset(self) -> None:
         """RESET: as if newly connected."""
         self.forget_transaction()
@@ -421,8 +439,7 @@ class Connection(asyncio.Protocol):
         self.resp3 = False
         self.name = b""
         self.db = 0
-        self.replies_off = False
-        self.skip_replies = 0
+        self.hush(False)
         self.log_in(self.server.anonymous)
 
     def after(self, step: Callable[[], None]) -> None:

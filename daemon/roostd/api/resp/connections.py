@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from roost_crdt.errors import NoAuth
 from roostd.api.caller import Caller
@@ -100,7 +101,7 @@ def hello(conn: Connection, args: list[bytes]) -> Reply:
     if name is not None:
         conn.name = name
     conn.resp3 = resp3
-    answer = {
+    answer: dict[str, Any] = {
         "server": "redis",
         "version": REDIS_VERSION,
         "proto": 3 if resp3 else 2,
@@ -196,12 +197,12 @@ def _reply(conn: Connection, args: list[bytes]) -> bytes:
     _arity(args, 3)
     mode = args[2].upper()
     if mode == b"ON":
-        conn.replies_off = False
+        conn.hush(False)
         return encode.OK
     if mode == b"OFF":
-        conn.replies_off = True
+        conn.hush(True)
     elif mode == b"SKIP":
-        conn.skip_replies = 0 if conn.replies_off else 2  # this one and the next
+        conn.hush(False, skip=2)  # this one and the next
     else:
         raise syntax_error()
     return b""

@@ -119,8 +119,8 @@ def _type_reply(policy: Policy, there: bool) -> bytes:
 
 def _expire(conn: Connection, args: list[bytes], unit_ms: int, relative: bool, name: str) -> Reply:
     now_ms = conn.node.now_ms()
-    expires_ms = read_expire(args[2], unit_ms, now_ms, name, relative=relative)
     allowed = _Condition(args[3:])
+    expires_ms = read_expire(args[2], unit_ms, now_ms, name, relative=relative)
     policy = conn.policy(args[1])
     if policy.consistency == LINEARIZABLE:
         return linear.run(conn, args)

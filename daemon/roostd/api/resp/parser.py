@@ -132,7 +132,7 @@ class RequestParser:
 
     def partial(self) -> bool:
         """True if a command has begun and not ended."""
-        return bool(self._rest or self._buffer or self._missing)
+        return bool(self._rest or self._missing or len(self._buffer) > self._pos)
 
     def pull(self) -> list[bytes] | None:
         """The next command (never empty), or None until more bytes come. Raises ProtocolFault."""

@@ -33,6 +33,7 @@ from roostd.api.resp import (  # noqa: F401 - each registers its commands
 from roostd.api.resp.connection import Connection
 from roostd.api.resp.cursors import Cursors
 from roostd.api.resp.pubsub import PubSub
+from roostd.api.resp.table import COMMANDS
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class RespServer:
         self.node = node
         self.operations = operations
         self.metrics = metrics
+        for command in COMMANDS.values():
+            metrics.commands[command.name] = [0, 0, 0]
         self.connections: dict[int, Connection] = {}
         self.cursors = Cursors()
         self.pubsub = PubSub(node, metrics)

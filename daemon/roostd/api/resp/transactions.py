@@ -24,6 +24,7 @@ from roostd.api.resp.table import (
     RespError,
     command,
 )
+from roostd.node.cells import Command as Step
 
 _GROUP = "transactions"
 Queue = list[tuple[Command, list[bytes]]]
@@ -176,7 +177,7 @@ def _all_planned(conn: Connection, queue: Queue) -> bool:
 async def _run_linear(conn: Connection, queue: Queue, revisions: dict[bytes, int]) -> bytes:
     """The steps of all commands as one transaction of consensus."""
     plans: list[linear.Plan | None] = []
-    steps: list[linear.Command] = []
+    steps: list[Step] = []
     for command_, args in queue:
         planned = linear.plan(conn, args) if command_.positions(len(args)) else None
         plans.append(planned)
