@@ -30,6 +30,7 @@ def run(transcript: Path | None, regions: int) -> int:
     try:
         return asyncio.run(_play(turns, NAMES[:regions]))
     except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted; nothing is left behind")
         return INTERRUPTED
 
 

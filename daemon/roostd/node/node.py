@@ -435,7 +435,25 @@ class Node:
 
     def _say_recovery(self) -> None:
         recovery = self.store.recovery
-        log.info("store opened: %s", recovery)
+        log.info(
+            "store %s: %d log entries replayed",
+            "made" if recovery.created else "opened",
+            recovery.replayed,
+        )
+        if recovery.torn_bytes:
+            log.warning(
+                "the last group of the log was torn and never acknowledged: %d bytes cut at %s",
+                recovery.torn_bytes,
+                recovery.torn_at,
+            )
+        if recovery.actor_changed:
+            log.warning(
+                "this store writes as a new actor (before: %016x): %s",
+                recovery.actor_before,
+                recovery.actor_reason,
+            )
+        if recovery.corrupt_rows:
+            log.error("%d stored rows are damaged and not served", recovery.corrupt_rows)
 
     async def _tick(self) -> None:
         while True:

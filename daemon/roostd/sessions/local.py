@@ -254,7 +254,6 @@ class Local:
             f"session {live.meta.sid} is at turn {live.head_turn()} and {what} is behind it; "
             'read the turns and commit again, or say on_conflict "append" or "fork"',
             turn=live.head_turn(),
-            token=self._context.token(live),
         )
 
     async def _commit_forked(
