@@ -302,14 +302,16 @@ class Document:
         self, contents: Contents, fresh: Sequence[Item], deletes: Runs
     ) -> tuple[str, ...]:
         """Note what entries came; the keys of those that two writers wrote."""
+        self._entry_runs.add_items(contents.entries, self._clocks)
+        keys = {item.key for item in fresh}
+        if not deletes and len(keys) == len(fresh) and self._entry_keys.isdisjoint(keys):
+            self._entry_keys |= keys
+            return ()
         collisions = []
         for item in fresh:
             if _is_dead(item, deletes) or item.key in self._entry_keys:
                 collisions.append(item.key)
             self._entry_keys.add(item.key)
-        for item in contents.entries:
-            if item.last >= self._clocks.get(item.client, 0):
-                self._entry_runs.add(item.client, item.clock, item.last + 1)
         return tuple(collisions)
 
     def _resolve_fields(

@@ -132,11 +132,26 @@ class EntryRuns:
 
     def add(self, client: int, start: int, end: int) -> None:
         """Clocks of one client come in rising order, as Yjs numbers them."""
+        if start == end:
+            return
         runs = self._runs.setdefault(client, [])
         if runs and runs[-1].end >= start:
             runs[-1] = Range(client, runs[-1].start, max(end, runs[-1].end))
-        elif end > start:
+        else:
             runs.append(Range(client, start, end))
+
+    def add_items(self, items: Iterable[Item], known: Mapping[int, int]) -> None:
+        """The places of an update's entries, but for those below the `known` clocks."""
+        client = start = end = -1
+        for item in items:
+            if item.clock == end and item.client == client:
+                end = item.last + 1
+            elif item.last >= known.get(item.client, 0):
+                if client >= 0:
+                    self.add(client, start, end)
+                client, start, end = item.client, item.clock, item.last + 1
+        if client >= 0:
+            self.add(client, start, end)
 
     def holds(self, client: int, clock: int) -> bool:
         return covers(self._runs.get(client, ()), clock)

@@ -144,7 +144,7 @@ def _structs(
             at += 4
             if size >= 0x80:
                 size, at = _varint(raw, at - 1)
-            key = _take(raw, at, size).decode()
+            key = raw[at : at + size].decode()
             at += size
         if info & _HAS_RIGHT_ORIGIN:
             raise _foreign(at)
@@ -154,8 +154,10 @@ def _structs(
             if raw[at] != 1 or raw[at + 1] != _BYTES:
                 raise _foreign(at)
             size, at = _varint(raw, at + 2)
-            value = _take(raw, at, size)
+            value = raw[at : at + size]
             at += size
+            if at >= len(raw):
+                raise IndexError
         elif content == _DELETED:
             length, at = _varint(raw, at)
             if not length:
@@ -207,13 +209,6 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if at - start >= _VARINT_BYTES_MAX:
             raise _foreign(at)
-
-
-def _take(raw: bytes, at: int, size: int) -> bytes:
-    taken = raw[at : at + size]
-    if len(taken) != size:
-        raise IndexError
-    return taken
 
 
 def _foreign(at: int) -> CorruptData:

@@ -46,6 +46,27 @@ def test_entry_runs_know_which_clocks_are_entries(steps: list[tuple[int, int]], 
         assert not runs.touches(Range(8, at, at + size))
 
 
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 2), st.integers(1, 3)), max_size=12))
+def test_the_items_of_an_update_are_noted_but_for_those_known(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    ends = {1: 0, 2: 0}
+    items, taken = [], set()
+    for client, gap, size in sorted(steps, key=lambda step: step[0]):
+        clock = ends[client] + gap
+        items.append(Item(f"{client}.{clock}", b"x", client, clock, clock + size - 1))
+        taken.update((client, c) for c in range(clock, clock + size))
+        ends[client] = clock + size
+    runs = EntryRuns()
+    runs.add_items(items, {})
+    again = EntryRuns()
+    again.add_items(items[:4], {})
+    again.add_items(items, {client: ends[client] for client in (1, 2)})
+    for place in ((client, clock) for client in (1, 2) for clock in range(40)):
+        assert runs.holds(*place) == (place in taken)
+        assert not again.holds(*place) or place in taken
+
+
 def contents(fields: list[Item] = [], overwrites: list[Overwrite] = []) -> Contents:  # noqa: B006
     return Contents([], [], fields, overwrites, [])
 

@@ -12,7 +12,11 @@ from pathlib import Path
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +24,7 @@ from hypothesis import strategies as st
 from roost_crdt.errors import BadToken, ConfigError
 from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.token import Claims, claims_to_json
-from roostd.keyring import LEEWAY_S, Keyring, generate
+from roostd.keyring import LEEWAY_S, PEERS_MAX, Keyring, generate
 
 NOW_S = 1_000_000
 CLAIMS = Claims(
@@ -359,6 +363,14 @@ def test_a_table_of_keys_that_is_none_is_refused(keys: Path, announced: dict[str
     assert reason(caught) == "key"
 
 
+def test_neighbours_are_bounded_and_the_newest_stay(keys: Path) -> None:
+    ring = keyring(keys)
+    for number in range(PEERS_MAX + 5):
+        ring.add_peer_keys(f"n{number}", ring.public_keys())
+    assert len(ring._peers) == PEERS_MAX
+    assert f"n{PEERS_MAX + 4}" in ring._peers
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
@@ -440,6 +452,12 @@ def _pem(key: object) -> bytes:
     return pem
 
 
+def _public(key: EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
 def _encrypted() -> bytes:
     return Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
@@ -456,6 +474,7 @@ def _encrypted() -> bytes:
         ("k.pem", _pem(generate_private_key(SECP256R1()))),
         ("k.pem", _encrypted()),
         ("k.pub", b"garbage"),
+        ("k.pub", _public(generate_private_key(SECP256R1()))),
         ("k.pub", _pem(Ed25519PrivateKey.generate())),
         ("a b.pem", _pem(Ed25519PrivateKey.generate())),
     ],
@@ -466,6 +485,12 @@ def test_a_file_that_is_no_key_is_named(keys: Path, name: str, content: bytes) -
     with pytest.raises(ConfigError) as caught:
         keyring(keys)
     assert str(keys / name) in str(caught.value)
+
+
+def test_a_key_that_cannot_be_read_is_named(keys: Path) -> None:
+    (keys / "k2.pem").mkdir()
+    with pytest.raises(ConfigError, match=r"k2\.pem: the key cannot be read"):
+        keyring(keys)
 
 
 def test_no_directory_no_key_and_too_many_keys_are_refused(tmp_path: Path) -> None:
