@@ -75,7 +75,7 @@ def decode_meta(raw: bytes) -> Meta:
     """Raises CorruptData."""
     try:
         return _meta_decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptData(f"a session's stored head cannot be read: {error}") from error
 
 
@@ -191,7 +191,7 @@ def decode_frame(raw: bytes) -> Frame:
     """Raises PeerError for anything that is not one whole, bounded frame."""
     try:
         frame = _frame_decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"a session frame cannot be read: {error}") from error
     check_sid(frame.sid, PeerError)
     epoch: Any = getattr(frame, "epoch", (1, "x"))
