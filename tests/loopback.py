@@ -22,6 +22,7 @@ from roostd.gossip import Events, Gossip, StoreHooks
 from roostd.rpc import Rpc
 from roostd.wire import Tls
 
+_started: list[LoopbackNode] = []
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
@@ -119,10 +120,12 @@ class LoopbackNode:
         return f"ws://127.0.0.1:{self.gossip.port}"
 
     async def start(self) -> None:
+        _started.append(self)
         await self.gossip.start()
         await self.rpc.start()
 
     async def stop(self) -> None:
+        _started.remove(self)
         await self.rpc.stop()
         await self.gossip.stop()
 
@@ -135,10 +138,14 @@ class LoopbackNode:
 
 
 def run(loop: str, main: Callable[[], Awaitable[None]], within_s: float = 30.0) -> None:
-    """Run a test on one of LOOPS; it must leave no task behind."""
+    """Run a test on one of LOOPS, stop the nodes that it started; no task may be left behind."""
 
     async def bounded() -> None:
-        await asyncio.wait_for(main(), within_s)
+        try:
+            await asyncio.wait_for(main(), within_s)
+        finally:
+            for node in tuple(_started):
+                await node.stop()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left behind: {left}"
 

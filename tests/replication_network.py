@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 from roost_crdt.errors import Full, PeerError
@@ -120,6 +122,7 @@ class Network:
         self.clocks_ms = dict.fromkeys(nodes, 0)
         self.duplicate_share = 0.0
         self.stopped: set[str] = set()
+        self.ended = (0, 0)
         self.cuts: list[tuple[str, str, str]] = []
         self.refusals: list[str] = []
         self.rollbacks: list[tuple[str, str, int, int]] = []
@@ -174,6 +177,8 @@ class Network:
             return
         del self.pipes[b, a]
         for name, other in ((a, b), (b, a)):
+            peer = self.replicas[name].peers[other]
+            self.ended = (self.ended[0] + peer.received, self.ended[1] + peer.duplicates)
             self.replicas[name].link_down(other, self.now_ms)
         if reason:
             self.cuts.append((a, b, reason))
@@ -199,10 +204,8 @@ class Network:
                 except Full:
                     refused |= covered.keys() or {store.actor}
             for raw, record in effects.writes:
-                try:
+                with suppress(Full):
                     store.accept(raw, record)
-                except Full:
-                    pass
                 if store.vv.get(record.actor, 0) < record.hlc:
                     refused.add(record.actor)
             for origin in refused:
@@ -293,13 +296,17 @@ class Network:
         return "\n".join(lines + [str(cut) for cut in self.cuts[-5:]])
 
     def copies(self) -> tuple[int, int]:
-        """Records taken and duplicates, over all links that are up."""
+        """Records taken and duplicates, over all links that are or were up."""
         peers = [p for replica in self.replicas.values() for p in replica.peers.values()]
-        return sum(p.received for p in peers), sum(p.duplicates for p in peers)
+        received, duplicates = self.ended
+        return (
+            received + sum(p.received for p in peers),
+            duplicates + sum(p.duplicates for p in peers),
+        )
 
 
 def edges_of(topology: str, nodes: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = list(zip(nodes, nodes[1:], strict=False))
+    pairs = list(pairwise(nodes))
     if topology == "ring":
         return [*pairs, (nodes[-1], nodes[0])] if len(nodes) > 2 else pairs
     if topology == "star":

@@ -196,6 +196,7 @@ _frame_decoder: msgspec.msgpack.Decoder[_GreetingFrame | Frame] = msgspec.msgpac
     _GreetingFrame | Frame
 )
 
+
 def encode_frame(frame: Frame) -> bytes:
     return _encoder.encode(frame)
 

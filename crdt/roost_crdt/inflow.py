@@ -43,8 +43,8 @@ class Inflow:
     def __init__(self, near: Neighbourhood, outflow: Outflow) -> None:
         self._near = near
         self._outflow = outflow
-        self._source: dict[int, str] = {}
-        """The peer that brings an origin; a duplicate from another is pruned."""
+        self._first: dict[int, str] = {}
+        """The peer that brought the newest record of an origin."""
         self._lack: dict[int, Lack] = {}
         self._snapshots = 0
         self._complete_ms = 0
@@ -64,7 +64,6 @@ class Inflow:
     # -- links
 
     def link_up(self, peer: Peer, now_ms: int) -> None:
-        self._source[peer.greeting.actor] = peer.node
         if not any(self._near.vv.values()) and any(peer.greeting.gc_floor.values()):
             self._ask_snapshot(peer, now_ms)
         for origin, hlc in peer.greeting.vv.items():
@@ -73,8 +72,8 @@ class Inflow:
                 self._want(peer, origin, now_ms)
 
     def link_down(self, peer: Peer) -> None:
-        for origin in [o for o, source in self._source.items() if source == peer.node]:
-            del self._source[origin]
+        for origin in [o for o, first in self._first.items() if first == peer.node]:
+            del self._first[origin]
         for origin in list(self._lack):
             self._settle(origin)
 
@@ -135,7 +134,7 @@ class Inflow:
         if origin in peer.skew or now_ms < self._paused_until_ms or self._taking_snapshot():
             return
         lack.asked, lack.asked_ms = peer.node, now_ms
-        self._source[origin] = peer.node
+        peer.pruned.pop(origin, None)
         self._near.emit(peer, f.Want(origin, self._near.vv.get(origin, 0)))
 
     def _due_ms(self, origin: int, lack: Lack) -> int:
@@ -192,9 +191,21 @@ class Inflow:
             else:
                 self._record(peer, raw, record, now_ms)
         for origin in sorted(duplicated):
-            source = self._source.setdefault(origin, peer.node)
-            if source != peer.node and source in self._near.peers:
-                self._near.emit(peer, f.Prune(origin))
+            self._prune(peer, origin, now_ms)
+
+    def _prune(self, peer: Peer, origin: int, now_ms: int) -> None:
+        """One of two peers that bring the same: the later one, but never the origin itself.
+
+        What is still under way from one just pruned is no reason to prune the other too.
+        """
+        first = self._near.peers.get(self._first.get(origin, ""))
+        if first is None or first is peer:
+            return
+        late, kept = (first, peer) if peer.greeting.actor == origin else (peer, first)
+        if now_ms < kept.pruned.get(origin, -NO_WAKE_MS) + kept.want_after_ms():
+            return
+        late.pruned[origin] = now_ms
+        self._near.emit(late, f.Prune(origin))
 
     def _record(self, peer: Peer, raw: bytes, record: Record, now_ms: int) -> None:
         near, origin = self._near, record.actor
@@ -214,7 +225,7 @@ class Inflow:
             near.effects.writes.append((raw, record))
             peer.received += 1
             peer.holds(origin, record.hlc)
-            self._source.setdefault(origin, peer.node)
+            self._first[origin] = peer.node
             self._progress(peer, origin, now_ms)
             self._outflow.forward(raw, record, peer)
 
@@ -257,13 +268,13 @@ class Inflow:
         peer.snapshot_in = SnapshotIn(self._snapshots, again_ms - SNAPSHOT_STALL_MS)
         peer.skew.setdefault(peer.greeting.actor, due_ms)
 
-    def rows_end(
-        self, peer: Peer, snapshot_id: int, vv: dict[int, int], now_ms: int
-    ) -> None:
+    def rows_end(self, peer: Peer, snapshot_id: int, vv: dict[int, int], now_ms: int) -> None:
         """The rows taken since the snapshot was asked for cover `vv`."""
         near = self._near
         if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
             return
+        for origin, hlc in peer.greeting.gc_floor.items():
+            near.gc_floor[origin] = max(hlc, near.gc_floor.get(origin, 0))
         peer.snapshot_in = None
         covered: dict[int, int] = {}
         for origin, hlc in vv.items():

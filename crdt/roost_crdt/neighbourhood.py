@@ -52,6 +52,8 @@ class Neighbourhood:
     peers: dict[str, Peer] = field(default_factory=dict)
     nodes: dict[int, str] = field(default_factory=dict)
     """actor -> node, as far as greetings told."""
+    gc_floor: dict[int, int] = field(default_factory=dict)
+    """What has been collected here, or at the neighbour whose snapshot this node took."""
     wall_ahead_ms: int = 0
     """The wall clock minus the clock of `now_ms`."""
     effects: Effects = field(default_factory=Effects)

@@ -99,9 +99,13 @@ class Outflow:
         if peer.cursor.get(origin, 0) != after or origin not in peer.catch_up:
             return
         spans = [record_span(raw) for raw in raws or ()]
-        if not spans or spans[0][2] > after:
+        if raws is None or (spans and spans[0][2] > after):
             del peer.catch_up[origin]
             self._near.emit(peer, f.SnapshotOffer(origin))
+            return
+        if not spans:
+            del peer.catch_up[origin]
+            peer.announce.add(origin)  # the log is behind: the peer will ask again
             return
         for raw, (_, hlc, _) in zip(raws or (), spans, strict=True):
             self._push(peer, raw)
@@ -124,7 +128,8 @@ class Outflow:
         if rows:
             assert rows[-1].row_key > out.after, "scans go on after the last key"
             out.after = rows[-1].row_key
-            self._near.emit(peer, f.SnapshotRows(out.id, [(*row,) for row in rows]))
+            ops = [(row.row_key, row.type, row.body) for row in rows]
+            self._near.emit(peer, f.SnapshotRows(out.id, ops))
             return
         peer.snapshot_out = None
         self._near.emit(peer, f.SnapshotEnd(out.id, out.vv))
@@ -140,9 +145,7 @@ class Outflow:
             origin: self._near.vv[origin]
             for origin in peer.announce
             if origin in self._near.vv
-            and (
-                self._near.vv[origin] > peer.cursor.get(origin, 0) or origin in peer.catch_up
-            )
+            and (self._near.vv[origin] > peer.cursor.get(origin, 0) or origin in peer.catch_up)
         }
         peer.announce.clear()
         peer.announced_ms = now_ms

@@ -89,6 +89,8 @@ class Peer:
     waiting: dict[int, int] = field(default_factory=dict)
     """Records accepted here that it was to be sent and was not yet, by origin."""
 
+    pruned: dict[int, int] = field(default_factory=dict)
+    """When it was last told that another peer brings an origin, by origin."""
     skew: dict[int, int] = field(default_factory=dict)
     """Origins whose next record from it waits: wall-clock ms at which to ask again."""
     told_ahead_ms: int = 0

@@ -57,7 +57,6 @@ class Replica:
         self.cluster = cluster
         self.store_id = store_id
         self.limits = limits
-        self.gc_floor = dict(gc_floor or {})
         self.roster_hash = b""
         self.policy_hashes = dict(policy_hashes or {})
         self.public_keys = dict(public_keys or {})
@@ -68,7 +67,9 @@ class Replica:
         self.digest_vv_hash = b""
         self.reseeds: dict[str, str] = {}
         """Neighbours refused because one side is behind what the other collected, with why."""
-        self._near = Neighbourhood(node, actor, dict(vv), limits, nodes={actor: node})
+        self._near = Neighbourhood(
+            node, actor, dict(vv), limits, nodes={actor: node}, gc_floor=dict(gc_floor or {})
+        )
         self._outflow = Outflow(self._near)
         self._inflow = Inflow(self._near, self._outflow)
         self._ticked_ms: int | None = None
@@ -86,6 +87,15 @@ class Replica:
     @property
     def peers(self) -> Mapping[str, Peer]:
         return self._near.peers
+
+    @property
+    def gc_floor(self) -> Mapping[int, int]:
+        """What has been collected here, or at the neighbour whose snapshot this node took."""
+        return self._near.gc_floor
+
+    @gc_floor.setter
+    def gc_floor(self, floor: Mapping[int, int]) -> None:
+        self._near.gc_floor = dict(floor)
 
     @property
     def wall_ahead_ms(self) -> int:
@@ -107,7 +117,7 @@ class Replica:
                 store_id=self.store_id,
                 actor=self.actor,
                 vv=dict(self.vv),
-                gc_floor=self.gc_floor,
+                gc_floor=dict(self.gc_floor),
                 roster_hash=self.roster_hash,
                 policy_hashes=self.policy_hashes,
                 links=tuple(sorted(self.peers)),
@@ -272,9 +282,7 @@ class Replica:
         if (peer := self.peers.get(node)) is not None:
             self._outflow.records_read(peer, origin, raws)
 
-    def rows_scanned(
-        self, node: str, after: bytes, rows: Sequence[RowOp], now_ms: int
-    ) -> None:
+    def rows_scanned(self, node: str, after: bytes, rows: Sequence[RowOp], now_ms: int) -> None:
         """Answer to `Effects.scans`; no rows: the scan has reached its end."""
         if (peer := self.peers.get(node)) is not None:
             self._outflow.rows_scanned(peer, after, rows)

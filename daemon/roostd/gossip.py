@@ -29,6 +29,7 @@ __all__ = ["Events", "Gossip", "LinkStatus", "StoreHooks"]
 
 STEADY_MS = 30_000
 """A link that lasted this long starts its next reconnect from the shortest delay."""
+STOP_S = 1.0
 STATUSES_MAX = 1_000
 
 _log = logging.getLogger("roostd.gossip")
@@ -98,6 +99,8 @@ class _Link:
     up_ms: int
     queue: deque[bytes] = field(default_factory=deque)
     filled: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while nothing is queued."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     writer: asyncio.Task[None] | None = None
     sending: bool = False
@@ -137,6 +140,7 @@ class Gossip:
         self._dials: list[asyncio.Task[None]] = []
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
+        self._looked_ms = 0
         self._stopping = False
         handlers: dict[str, wire.Handler] = {wire.GOSSIP_PATH: self._accepted}
         if rpc_handler is not None:
@@ -162,6 +166,13 @@ class Gossip:
         ]
 
     async def stop(self) -> None:
+        """Send what is queued, for a second at most, then close all links."""
+        self._pump()
+        if self._links:
+            sent = [asyncio.create_task(link.idle.wait()) for link in self._links.values()]
+            _, late = await asyncio.wait(sent, timeout=STOP_S)
+            for task in late:
+                task.cancel()
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
@@ -246,24 +257,24 @@ class Gossip:
     # -- links
 
     async def _dial(self, peer: str, url: str) -> None:
-        limits = self._limits
-        backoff_ms = 2 * limits.reconnect_min_ms
+        """Keep a link: dial when there is none, with full jitter between attempts."""
+        shortest_ms = 2 * self._limits.reconnect_min_ms
+        backoff_ms = shortest_ms
         while True:
             link = self._links.get(peer)
+            began_ms = wire.boot_ms() if link is None else link.up_ms
             if link is not None:
                 await link.gone.wait()
-                if wire.boot_ms() - link.up_ms >= STEADY_MS:
-                    backoff_ms = 2 * limits.reconnect_min_ms
-            delay_ms = self._jitter(limits.reconnect_min_ms, backoff_ms)
-            if link is not None or peer in self._statuses:
-                await asyncio.sleep(delay_ms / 1000)
-                if peer in self._links:
-                    continue
-            backoff_ms = min(2 * backoff_ms, limits.reconnect_max_ms)
-            try:
-                await self._dial_once(peer, url)
-            except (OSError, TimeoutError, PeerError, WebSocketException) as error:
-                self._note(peer, f"{type(error).__name__}: {error}")
+            else:
+                try:
+                    await self._dial_once(peer, url)
+                except (OSError, TimeoutError, PeerError, WebSocketException) as error:
+                    self._note(peer, f"{type(error).__name__}: {error}")
+            delay_ms = self._jitter(self._limits.reconnect_min_ms, backoff_ms)
+            steady = wire.boot_ms() - began_ms >= STEADY_MS
+            doubled_ms = min(2 * backoff_ms, self._limits.reconnect_max_ms)
+            backoff_ms = shortest_ms if steady else doubled_ms
+            await asyncio.sleep(delay_ms / 1000)
 
     async def _dial_once(self, peer: str, url: str) -> None:
         greeting = self.replica.greeting(self._events.head_of(peer))
@@ -384,6 +395,7 @@ class Gossip:
                     self.replica.taken(link.peer, len(data))
                     self._schedule()
             link.filled.clear()
+            link.idle.set()
 
     def _check_progress(self, link: _Link, now_ms: int) -> None:
         """Abort a send that moved no byte for three heartbeats; keepalives cannot see it."""
@@ -435,10 +447,12 @@ class Gossip:
         for link in list(self._links.values()):
             self.replica.heard(link.peer, link.wire.heard_ms)
             self._check_progress(link, now_ms)
-        self.replica.chain = self._store.chain()
-        digest = self._store.digest()
-        if digest is not None:
-            self.replica.digested(*digest)
+        if now_ms >= self._looked_ms + self._limits.heartbeat_ms:
+            self._looked_ms = now_ms
+            self.replica.chain = self._store.chain()
+            digest = self._store.digest()
+            if digest is not None:
+                self.replica.digested(*digest)
         self.replica.tick(now_ms)
         self._pump()
 
@@ -465,7 +479,7 @@ class Gossip:
             self._events.chain(peer, actor, hlc, chain)
         for origin in refused:
             self.replica.refused(origin, self._store.vv().get(origin, 0), self._now())
-        if effects.frames or effects.rows or effects.writes:
+        if effects.frames or effects.rows or effects.writes or effects.reads:
             self._store.flush()
         return not refused
 
@@ -474,6 +488,7 @@ class Gossip:
             link = self._links.get(peer)
             if link is not None:
                 link.queue.append(data)
+                link.idle.clear()
                 link.filled.set()
 
     def _answer(self, effects: Effects) -> None:

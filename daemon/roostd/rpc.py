@@ -64,7 +64,7 @@ class _Channel:
     peer: str
     wire: Wire
     waiting: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
-    serving: set[asyncio.Task[None]] = field(default_factory=set)
+    serving: int = 0
     last_id: int = 0
 
 
@@ -123,6 +123,8 @@ class Rpc:
         self._handlers: dict[str, Handler] = {}
         self._dials = {peer: _Dial(peer, url) for peer, url in neighbours}
         self._channels: dict[str, list[_Channel]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Calls being served; one whose connection is gone goes on to its deadline."""
         self._stopping = False
 
     # -- life
@@ -136,9 +138,9 @@ class Rpc:
         """Calls under way end as UnknownOutcome; calls being served are cancelled."""
         self._stopping = True
         tasks = [dial.task for dial in self._dials.values() if dial.task is not None]
+        tasks += self._tasks
         channels = [channel for group in self._channels.values() for channel in group]
         for channel in channels:
-            tasks += channel.serving
             self._lost(channel)
         for task in tasks:
             task.cancel()
@@ -371,20 +373,22 @@ class Rpc:
     # -- calls to here
 
     def _serve(self, channel: _Channel, call_id: int, call: _Call) -> None:
-        if len(channel.serving) >= 2 * CALLS_MAX:
+        if channel.serving >= 2 * CALLS_MAX:
             raise PeerError(f"more than {2 * CALLS_MAX} calls at once; at most {CALLS_MAX}")
         task = asyncio.create_task(self._answer(channel, call_id, call), name=f"rpc-{call.method}")
-        channel.serving.add(task)
+        channel.serving += 1
+        self._tasks.add(task)
 
         def served(task: asyncio.Task[None]) -> None:
-            channel.serving.discard(task)
+            channel.serving -= 1
+            self._tasks.discard(task)
             bug = None if task.cancelled() else task.exception()
             if bug is not None and not self._stopping:
                 _log.error("%s for %s failed", call.method, call.origin, exc_info=bug)
                 failure = RoostError(f"{call.method} failed at {self.node}: {type(bug).__name__}")
                 reply = asyncio.create_task(self._reply(channel, _refusal(call_id, failure)))
-                channel.serving.add(reply)
-                reply.add_done_callback(channel.serving.discard)
+                self._tasks.add(reply)
+                reply.add_done_callback(self._tasks.discard)
 
         task.add_done_callback(served)
 

@@ -1,0 +1,93 @@
+"""What a replica keeps of one neighbour: state, mode, window, round trip time."""
+
+from __future__ import annotations
+
+import pytest
+
+from roost_crdt.frames import Greeting
+from roost_crdt.limits import Limits
+from roost_crdt.peer import HEARTBEATS_KEPT, RTT_GUESS_MS, LinkState, Mode, Peer, SnapshotIn
+
+LIMITS = Limits(heartbeat_ms=250, window_bytes=1_000)
+
+
+def peer() -> Peer:
+    greeting = Greeting(versions=(1,), cluster="c", node="x", actor=7)
+    return Peer("x", greeting, LIMITS, up_ms=10_000, heard_ms=10_000)
+
+
+@pytest.mark.parametrize(
+    ("silent_ms", "state"),
+    [
+        (0, LinkState.UP),
+        (374, LinkState.UP),
+        (375, LinkState.SUSPECT),
+        (749, LinkState.SUSPECT),
+        (750, LinkState.DOWN),
+    ],
+)
+def test_suspect_after_a_missed_heartbeat_down_after_three(
+    silent_ms: int, state: LinkState
+) -> None:
+    assert peer().state(10_000 + silent_ms) is state
+
+
+def test_the_mode_names_what_is_open() -> None:
+    one = peer()
+    assert one.mode is Mode.STREAM
+    one.window_bytes = 1_000
+    assert one.mode is Mode.PROBE
+    one.window_bytes = 0
+    one.catch_up[5] = None
+    assert one.mode is Mode.PROBE
+    one.snapshot_in = SnapshotIn(1, 0)
+    assert one.mode is Mode.SNAPSHOT
+    one.skew[5] = 1
+    assert one.mode is Mode.CLOCK_SKEW
+    one.skew.clear()
+    one.told_ahead_ms = 3
+    assert one.mode is Mode.CLOCK_SKEW
+    assert [str(mode) for mode in Mode] == ["Probe", "Stream", "Snapshot", "Reseed", "ClockSkew"]
+
+
+def test_one_frame_always_fits_an_empty_window() -> None:
+    one = peer()
+    assert one.room(5_000)
+    one.window_bytes = 1
+    assert not one.room(1_000)
+    assert one.room(999)
+    one.batch_bytes = 1
+    assert not one.room(999)
+
+
+def test_what_it_holds_only_grows() -> None:
+    one = peer()
+    one.holds(5, 10)
+    one.holds(5, 8)
+    one.cursor[5] = 30
+    one.holds(5, 20)
+    assert (one.held[5], one.cursor[5]) == (20, 30)
+
+
+def test_the_round_trip_time_leaves_out_what_the_peer_held() -> None:
+    one = peer()
+    assert one.want_after_ms() == 2 * RTT_GUESS_MS + LIMITS.want_slack_ms
+    first = one.heartbeat_sent(10_000)
+    one.heartbeat_answered(first, held_ms=70, now_ms=10_100)
+    assert one.rtt_ms == 30
+    second = one.heartbeat_sent(10_250)
+    one.heartbeat_answered(second, held_ms=0, now_ms=10_360)
+    assert one.rtt_ms == 30 * 7 / 8 + 110 / 8
+    assert one.want_after_ms() == 2 * 40 + 60
+
+
+def test_an_answer_to_no_heartbeat_changes_nothing() -> None:
+    one = peer()
+    one.heartbeat_answered(5, 0, 10_000)
+    assert one.rtt_ms is None
+    for _ in range(2 * HEARTBEATS_KEPT):
+        one.heartbeat_sent(10_000)
+    assert len(one.heartbeats) == HEARTBEATS_KEPT
+    one.heartbeat_answered(one.heartbeat_id, -500, 10_010)
+    assert one.rtt_ms == 10
+    assert not one.heartbeats
