@@ -111,16 +111,20 @@ class Document:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def write(self, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> bytes:
+    def write(
+        self, entries: Mapping[str, bytes], fields: Mapping[str, bytes], *, bounded: bool = True
+    ) -> bytes:
         """Add entries and put fields as one update; empty bytes if both are empty.
 
         An entry that exists already must not be written again. Raises TooLarge before anything
-        changes (a summary or a fork makes room).
+        changes (a summary or a fork makes room); not `bounded` (repairs) it never does. There is
+        no way back: who cannot store the update must load the document again.
         """
         self._check_usable()
         assert self._entry_keys.isdisjoint(entries), "an entry is written once"
-        added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
-        self._make_room(added + sum(map(len, entries)) + sum(map(len, fields)))
+        if bounded:
+            added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
+            self._make_room(added + sum(map(len, entries)) + sum(map(len, fields)))
         if not entries and not fields:
             return b""
         start = self._clocks.get(self.client_id, 0)
@@ -251,10 +255,7 @@ class Document:
         for item in fresh:
             assert item.value is not None
             check_entry(item.key, item.value)
-        for field in contents.fields:
-            check_field(field.key, field.value)
-        for overwrite in contents.overwrites:
-            check_field(None, overwrite.value)
+        _check_field_leaves(contents)
 
     def _check_deletes(
         self,
@@ -452,6 +453,30 @@ def merge(updates: Sequence[bytes]) -> bytes:
                 for at in range(0, len(level), _MERGE_MAX)
             ]
     return level[0] if level else b"\0\0"
+
+
+def check_update(update: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, bytes]:
+    """The entries that an update adds, read and checked without a document.
+
+    For a standby, which stores updates and loads them at its first read: whether one is complete
+    shows only then, but nothing that a session document cannot hold is ever stored. Raises
+    CorruptData.
+    """
+    if len(update) > limits.session_bytes_max:
+        raise CorruptData(f"an update of {len(update)} bytes is over the bound of a session")
+    contents = read_update(update)
+    _check_field_leaves(contents)
+    entries = {item.key: item.value for item in contents.entries if item.value is not None}
+    for key, leaf in entries.items():
+        check_entry(key, leaf)
+    return entries
+
+
+def _check_field_leaves(contents: Contents) -> None:
+    for field in contents.fields:
+        check_field(field.key, field.value)
+    for overwrite in contents.overwrites:
+        check_field(None, overwrite.value)
 
 
 def _is_dead(item: Item | Overwrite, deletes: Runs) -> bool:

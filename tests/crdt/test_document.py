@@ -5,6 +5,7 @@ import random
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pycrdt
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roost_crdt import fold
-from roost_crdt.document import EPOCH_BITS, Changes, Document, client_id, merge
+from roost_crdt.document import EPOCH_BITS, Changes, Document, check_update, client_id, merge
 from roost_crdt.errors import CorruptData, TooLarge
 from roost_crdt.fold import Epoch, Fold
 from roost_crdt.limits import DEFAULT_LIMITS
@@ -436,6 +437,25 @@ def test_a_mutated_update_is_refused_or_loses_nothing(data: st.DataObject) -> No
     assert document(US, copy.encode()).entries() == after, "nothing was pending"
 
 
+def test_an_update_is_checked_without_a_document() -> None:
+    home, updates = conversation(3)
+    assert check_update(updates[1]) == turn(EU, 2, (*EU, 1))
+    assert check_update(home.encode()) == home.entries()
+    assert check_update(home.write({}, field(EU, "b", b"1"))) == {}
+    limits = replace(DEFAULT_LIMITS, session_bytes_max=10)
+    with pytest.raises(CorruptData, match="over the bound"):
+        check_update(updates[1], limits)
+    for root, key, value in (
+        ("e", "t/1.eu.1", b"no turn"),
+        ("f", "kv\0a", b"no field"),
+        ("f", "no policy", next(iter(field(EU, "a", b"1").values()))),
+        ("e", "t/1.eu.1", 5),
+    ):
+        spoilt = _update_of(partial(_set, root=root, key=key, value=value))
+        with pytest.raises(CorruptData):
+            check_update(spoilt)
+
+
 # --- concurrent homes -----------------------------------------------------------------------
 
 
@@ -558,6 +578,8 @@ def test_a_full_document_refuses_a_write_before_anything_changes() -> None:
         home.write(turn(EU, 2, (*EU, 1), "y" * 1_500), {})
     assert home.encode() == before
     home.write(turn(EU, 2, (*EU, 1), "z"), {})
+    home.write({}, field(EU, "a", b"x" * 3_000), bounded=False)
+    assert home.fields() == field(EU, "a", b"x" * 3_000)
 
 
 def test_overwritten_fields_do_not_fill_a_document() -> None:
