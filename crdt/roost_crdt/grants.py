@@ -355,8 +355,6 @@ class Ledger:
             self.window, self.grant_id, self.spent = plan.window, plan.grant_id, 0
             self.held.clear()
         self.amount = 0 if plan.grant is None else plan.grant.amount
-        if plan.grant is None:
-            self.grant_id, self.spent = b"", 0
         self.certain = True
 
 

@@ -435,7 +435,7 @@ class Linear:
 
     def _recall(self, work: Work) -> list[Item | None] | None:
         if work.blind:
-            return [None] * len(work.keys)
+            return [None for _ in work.keys]
         if work.reads or work.watched or any(key not in self._known for key in work.keys):
             return None
         return [self._known[key] for key in work.keys]
