@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from struct import Struct
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import lmdb
@@ -32,8 +33,8 @@ from roost_crdt.rows import Rows, decode_row, layout, leaf, register
 
 __all__ = ["IndexReader"]
 
-TARGETS_MAX = 8192
-"""Keys whose policy and row name are kept."""
+TARGETS_MAX = 16_384
+"""Keys whose policy and row name are kept; as many again of those used before them."""
 REOPEN_S = 1.0
 CHUNK_ROWS = 1000
 CHUNK_S = 0.005
@@ -41,32 +42,23 @@ SCANS_MAX = 3
 
 _decode = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, int, int, int]).decode
 _decode_json = msgspec.json.Decoder().decode
-from_bytes = int.from_bytes
+_checksum = Struct(">I").unpack_from
 
 SCALE = 10**9
 """A float counter counts in units of 1e-9."""
 
 
-class Target(NamedTuple):
-    """Where a key is: `name` is its one row if it is a register, else all rows' prefix.
+Target = tuple[Policy, bytes, int, bool]
+"""Where a key is: policy, name, seed, whether it is a register. (Plain tuples unpack fastest.)
 
-    `seed` is the checksum of what comes before a register's body: type and name.
-    """
+`name` is a register's one row, else the prefix of all rows; `seed` is the checksum of what
+comes before a register's body: type and name.
+"""
 
-    policy: Policy
-    name: bytes
-    seed: int
-    is_register: bool
+Seen = tuple[int, int]
+"""What the newest transaction showed: its id, and the applied_seq in it."""
 
-
-class Seen(NamedTuple):
-    """What the newest transaction showed."""
-
-    txn_id: int
-    applied_seq: int
-
-
-NOTHING_SEEN = Seen(-1, 0)
+NOTHING_SEEN: Seen = (-1, 0)
 
 
 class Unreadable(Exception):
@@ -92,6 +84,7 @@ class IndexReader:
         self._policies: PolicyTable | None = None
         self._policies_text = b""
         self._targets: dict[str | bytes, Target | None] = {}
+        self._former_targets: dict[str | bytes, Target | None] = {}
         _READERS.add(self)
 
     # --- what the client learns from the socket -----------------------------------------------
@@ -151,7 +144,7 @@ class IndexReader:
                 try:
                     txn_id, applied_seq = self._seen
                     if txn.id() != txn_id:
-                        applied_seq = self._moved(index, txn).applied_seq
+                        applied_seq = self._moved(index, txn)[1]
                     if applied_seq < self._acked_seq:
                         return None
                     stored = txn.get(name)
@@ -194,12 +187,11 @@ class IndexReader:
                 txn = index.begin(index.rows)
                 try:
                     if txn_id is None:
-                        seen = self._seen
-                        if txn.id() != seen.txn_id:
-                            seen = self._moved(index, txn)
-                        if seen.applied_seq < self._acked_seq:
+                        txn_id, applied_seq = self._seen
+                        if txn.id() != txn_id:
+                            txn_id, applied_seq = self._moved(index, txn)
+                        if applied_seq < self._acked_seq:
                             raise Unreadable
-                        txn_id = seen.txn_id
                     elif txn.id() != txn_id:
                         break  # the daemon has applied more in between: begin again
                     more = _read_chunk(txn, row_type, prefix, after, rows)
@@ -214,9 +206,9 @@ class IndexReader:
 
     def _moved(self, index: Index, txn: Any) -> Seen:
         """The daemon has applied more since the last read."""
-        seen = self._seen = Seen(txn.id(), read_applied_seq(index, txn))
+        seen = self._seen = (txn.id(), read_applied_seq(index, txn))
         unsynced = self._unsynced
-        if unsynced is not None and seen.applied_seq >= unsynced[0]:
+        if unsynced is not None and seen[1] >= unsynced[0]:
             self._synced_at = max(self._synced_at, unsynced[1])
         return seen
 
@@ -251,7 +243,7 @@ class IndexReader:
     def _heard(self, hello: Hello, moment: float) -> None:
         """The node said how far it is: its index follows once it has applied that."""
         synced_at = moment - hello.lag_ms / 1000
-        if self._seen.applied_seq >= hello.seq or hello.applied_seq >= hello.seq:
+        if self._seen[1] >= hello.seq or hello.applied_seq >= hello.seq:
             self._synced_at = max(self._synced_at, synced_at)
         else:
             if self._unsynced is None and not self._synced_at:
@@ -306,7 +298,7 @@ class IndexReader:
             except (ConfigError, UnicodeDecodeError):
                 raise Unreadable from None  # of a newer daemon
             self._policies_text = meta.policies
-            self._targets = {}
+            self._targets, self._former_targets = {}, {}
 
     def _other_store(self) -> None:
         self._forget()
@@ -322,10 +314,14 @@ class IndexReader:
         self._seen = NOTHING_SEEN
         self._policies = None
         self._policies_text = b""
-        self._targets = {}
+        self._targets, self._former_targets = {}, {}
 
     def _find(self, key: str | bytes) -> Target | None:
         """Where a key is; None if the daemon has to be asked (also to refuse the key)."""
+        former = self._former_targets.pop(key, None)
+        if former is not None:
+            self._targets[key] = former
+            return former
         policies, hello = self._policies, self._hello
         if policies is None or hello is None:
             return None
@@ -339,11 +335,10 @@ class IndexReader:
             is_register = policy.type == "register"
             name = layout.row_key(raw, layout.VALUE if is_register else b"")
             seed = crc32(name, crc32(bytes([layout.TYPE_REGISTER])))
-            target = Target(policy, name, seed, is_register)
-        targets = self._targets
-        if len(targets) >= TARGETS_MAX:
-            targets = self._targets = {}
-        targets[key] = target
+            target = (policy, name, seed, is_register)
+        if len(self._targets) >= TARGETS_MAX:
+            self._former_targets, self._targets = self._targets, {}
+        self._targets[key] = target
         return target
 
 
@@ -365,7 +360,7 @@ def _register(name: bytes, seed: int, stored: bytes) -> Any:
     plain goes to them, faults included.
     """
     body = stored[5:]
-    if stored[4] == layout.TYPE_REGISTER and crc32(body, seed) == from_bytes(stored[:4], "big"):
+    if len(stored) > 5 and crc32(body, seed) == _checksum(stored)[0]:
         try:
             _, _, kind, value, _, _, expires_ms = _decode(body)
             if kind == leaf.KIND_BYTES and not expires_ms:

@@ -2,7 +2,8 @@
 
 A read from the index asks nobody, so that it cannot know whether the daemon still runs, nor
 how far behind its neighbours it is. Once in `PERIOD_S` of reading one small request goes to the
-socket; its answer is waited for only as long as a healthy daemon needs.
+socket; nobody waits for its answer but who reads so rarely that the last one is old, and then
+only as long as a healthy daemon needs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from roost_crdt.errors import RoostError
 __all__ = ["PERIOD_S", "Probe"]
 
 PERIOD_S = 0.1
+RARE_S = 3 * PERIOD_S
+"""Who reads so rarely waits for the answer; who reads on takes it in the next period."""
 WAIT_S = 0.01
 SILENT_S = 1.0
 RECV_BYTES = 64 * 1024
@@ -51,8 +54,9 @@ class Probe:
             if self._awaited:
                 self._take(0.0)
             if not self._awaited:
+                rare = self.node_up and now - self.asked_at > RARE_S
                 self._ask(now)
-                self._take(WAIT_S if self.node_up else 0.0)
+                self._take(WAIT_S if rare else 0.0)
         except (OSError, RoostError, hiredis.HiredisError):
             self.node_up = False
             self.close()
