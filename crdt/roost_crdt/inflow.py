@@ -176,8 +176,9 @@ class Inflow:
 
     def records(self, peer: Peer, raws: Sequence[bytes], now_ms: int) -> None:
         """PeerError before anything is taken if one of them cannot be."""
+        bytes_max = self._near.limits.body_bytes_max
         try:
-            records = [decode_record(raw) for raw in raws]
+            records = [decode_record(raw, body_bytes_max=bytes_max) for raw in raws]
         except CorruptData as error:
             raise PeerError(f"{peer.node} sent a record that cannot be read: {error}") from error
         if any(record.actor == self._near.actor for record in records):

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import frames as f
-from .errors import PeerError
+from .errors import PeerError, TooLarge
 from .inflow import Inflow
 from .limits import DEFAULT_LIMITS, Limits
 from .neighbourhood import Effects, Neighbourhood
@@ -258,7 +258,11 @@ class Replica:
         self._inflow.refused(origin, held_hlc, now_ms)
 
     def send_session(self, node: str, payload: bytes) -> bool:
-        """False if there is no link, or no room in its window."""
+        """False if there is no link, or no room in its window. TooLarge: never fits a frame."""
+        if len(payload) > self.limits.body_bytes_max:
+            raise TooLarge(
+                f"session frame of {len(payload)} bytes; at most {self.limits.body_bytes_max}"
+            )
         peer = self.peers.get(node)
         if peer is None or not peer.room(len(payload)):
             return False

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from roost_crdt.errors import PeerError, RoostError
+from roost_crdt.errors import ActorReused, CorruptData, PeerError, RoostError
 from roost_crdt.frames import Greeting
-from roost_crdt.peer import LinkState, Mode
-from roost_crdt.record import Record, RowOp
+from roost_crdt.peer import LinkState
+from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
 
 from . import wire
+from .links import Events, Link, LinkStatus, StoreHooks
 from .wire import Tls, Wire
 
 __all__ = ["Events", "Gossip", "LinkStatus", "StoreHooks"]
@@ -33,79 +33,6 @@ STOP_S = 1.0
 STATUSES_MAX = 1_000
 
 _log = logging.getLogger("roostd.gossip")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreHooks:
-    """What replication needs of the store, as plain callables of the loop's thread."""
-
-    accept: Callable[[bytes, Record], bool]
-    """Append a neighbour's record verbatim; False if it does not extend the vector."""
-    accept_rows: Callable[[Sequence[RowOp], Mapping[int, int]], object]
-    """Join snapshot rows; a vector that is not empty says what they cover by now."""
-    flush: Callable[[], object]
-    vv: Callable[[], Mapping[int, int]]
-    records_after: Callable[[int, int, int], Sequence[bytes] | None]
-    scan_rows: Callable[[bytes, int], Sequence[RowOp]]
-    """Rows after a row key, in key order, with everything flushed so far; empty at the end."""
-    digest: Callable[[], tuple[bytes, Mapping[int, int]] | None] = lambda: None
-    """The state's digest and the version vector that it was taken at."""
-    chain: Callable[[], tuple[int, bytes] | None] = lambda: None
-    """Own actor's newest durable (hlc, chain)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """Whom gossip tells what. None of them may block."""
-
-    link_up: Callable[[str, Greeting], object] = lambda peer, greeting: None
-    link_down: Callable[[str], object] = lambda peer: None
-    session: Callable[[str, bytes], object] = lambda peer, payload: None
-    rollback: Callable[[str, int, int], object] = lambda peer, actor, hlc: None
-    """A neighbour knows more of this node's actor than it does: take a new actor."""
-    chain: Callable[[str, int, int, bytes], object] = lambda peer, actor, hlc, chain: None
-    """Keep durably: a neighbour's own actor, its hlc and chain, as that node told."""
-    head_of: Callable[[str], tuple[int, int, bytes] | None] = lambda peer: None
-    """What `chain` kept of that neighbour."""
-    check_greeting: Callable[[Greeting], object] = lambda greeting: None
-    """Raise PeerError to refuse a neighbour."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStatus:
-    """A neighbour, linked or not. Times are ms; `last_heard_ms` is how long ago (None: never)."""
-
-    peer: str
-    region: str = ""
-    state: str = LinkState.DOWN.value
-    mode: str = Mode.PROBE.value
-    rtt_ms: float | None = None
-    lag_ms: int = 0
-    lag_records: int = 0
-    received: int = 0
-    duplicates: int = 0
-    last_error: str = ""
-    last_heard_ms: int | None = None
-    converged: bool = False
-    clock_offset_ms: int | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Link:
-    peer: str
-    wire: Wire
-    dialler: str
-    up_ms: int
-    queue: deque[bytes] = field(default_factory=deque)
-    filled: asyncio.Event = field(default_factory=asyncio.Event)
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while nothing is queued."""
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    writer: asyncio.Task[None] | None = None
-    sending: bool = False
-    buffered_bytes: int = 0
-    progress_ms: int = 0
 
 
 class Gossip:
@@ -133,7 +60,7 @@ class Gossip:
         self._tls = tls
         self._jitter = jitter
         self._limits = replica.limits
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._statuses: dict[str, LinkStatus] = {}
         self._heard: dict[str, int] = {}
         """When a neighbour that has no link now was last heard."""
@@ -308,7 +235,7 @@ class Gossip:
 
     def _adopt(
         self, connection: Wire, greeting: Greeting, dialler: str, answer: bytes | None = None
-    ) -> _Link | None:
+    ) -> Link | None:
         """The link that this connection becomes; None if the other of two duelling ones stays."""
         peer, now_ms = greeting.node, self._now()
         other = self._links.get(peer)
@@ -324,11 +251,8 @@ class Gossip:
             self._note(peer, str(error))
             self._schedule()
             raise
-        link = _Link(peer, connection, dialler, now_ms, progress_ms=now_ms)
-        if answer is not None:
-            link.queue.append(answer)
-        link.filled.set()
-        link.writer = asyncio.create_task(self._write(link), name=f"gossip-write-{peer}")
+        link = Link(peer, connection, dialler, now_ms, self._taken, greeting=answer)
+        link.start()
         self._links[peer] = link
         _log.info("link to %s is up", peer)
         self._events.link_up(peer, greeting)
@@ -336,7 +260,7 @@ class Gossip:
         self._schedule()
         return link
 
-    def _lost(self, link: _Link, reason: str) -> None:
+    def _lost(self, link: Link, reason: str) -> None:
         """Forget the link, once; its connection is the caller's to end."""
         if self._links.get(link.peer) is not link:
             return
@@ -348,9 +272,7 @@ class Gossip:
             status, state=LinkState.DOWN.value, lag_records=0, converged=False
         )
         self._note(link.peer, reason)
-        if link.writer is not None:
-            link.writer.cancel()
-        link.gone.set()
+        link.end()
         _log.warning("link to %s is down: %s", link.peer, reason)
         self._events.link_down(link.peer)
         self._schedule()
@@ -362,7 +284,7 @@ class Gossip:
 
     # -- bytes
 
-    async def _read(self, link: _Link) -> None:
+    async def _read(self, link: Link) -> None:
         """Until the link ends. PeerError if the neighbour broke the protocol."""
         try:
             while True:
@@ -379,35 +301,11 @@ class Gossip:
         finally:
             self._lost(link, "cut")
 
-    async def _write(self, link: _Link) -> None:
-        answer = link.queue[0] if link.queue else None
-        while True:
-            await link.filled.wait()
-            while link.queue:
-                data = link.queue.popleft()
-                link.sending, link.progress_ms = True, wire.boot_ms()
-                try:
-                    await link.wire.send(data)
-                except ConnectionClosed:
-                    return
-                link.sending, link.progress_ms = False, wire.boot_ms()
-                if data is not answer:
-                    self.replica.taken(link.peer, len(data))
-                    self._schedule()
-            link.filled.clear()
-            link.idle.set()
+    def _taken(self, peer: str, size: int) -> None:
+        self.replica.taken(peer, size)
+        self._schedule()
 
-    def _check_progress(self, link: _Link, now_ms: int) -> None:
-        """Abort a send that moved no byte for three heartbeats; keepalives cannot see it."""
-        buffered = link.wire.transport.get_write_buffer_size()
-        if not link.sending or buffered < link.buffered_bytes:
-            link.progress_ms = now_ms
-        link.buffered_bytes = buffered
-        deadline_ms = self._limits.heartbeat_ms * self._limits.down_missed
-        if now_ms - link.progress_ms >= deadline_ms:
-            self._cut(link, f"no byte taken for {now_ms - link.progress_ms} ms")
-
-    def _cut(self, link: _Link, reason: str) -> None:
+    def _cut(self, link: Link, reason: str) -> None:
         self._lost(link, reason)
         link.wire.transport.abort()
 
@@ -446,7 +344,9 @@ class Gossip:
         now_ms = self._now()
         for link in list(self._links.values()):
             self.replica.heard(link.peer, link.wire.heard_ms)
-            self._check_progress(link, now_ms)
+            stuck_ms = link.stuck_ms(now_ms)
+            if stuck_ms >= self._limits.heartbeat_ms * self._limits.down_missed:
+                self._cut(link, f"no byte taken for {stuck_ms} ms")
         if now_ms >= self._looked_ms + self._limits.heartbeat_ms:
             self._looked_ms = now_ms
             self.replica.chain = self._store.chain()
@@ -462,7 +362,7 @@ class Gossip:
         for ops, covered in effects.rows:
             try:
                 self._store.accept_rows(ops, covered)
-            except RoostError as error:
+            except (RoostError, CorruptData, ActorReused) as error:
                 _log.warning("rows of a snapshot refused: %s", error)
                 refused |= covered.keys() or {self.replica.actor}
         for raw, record in effects.writes:
@@ -470,7 +370,7 @@ class Gossip:
                 continue
             try:
                 taken = self._store.accept(raw, record)
-            except RoostError as error:
+            except (RoostError, CorruptData, ActorReused) as error:
                 _log.warning("record of actor %x refused: %s", record.actor, error)
                 taken = False
             if not taken and self._store.vv().get(record.actor, 0) < record.hlc:
@@ -487,9 +387,7 @@ class Gossip:
         for peer, data in frames:
             link = self._links.get(peer)
             if link is not None:
-                link.queue.append(data)
-                link.idle.clear()
-                link.filled.set()
+                link.send(data)
 
     def _answer(self, effects: Effects) -> None:
         for peer, origin, after, bytes_max in effects.reads:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from replication_network import START_MS, MemoryStore, Network, edges_of
 
 from roost_crdt import frames as f
-from roost_crdt.errors import PeerError
+from roost_crdt.errors import PeerError, TooLarge
 from roost_crdt.limits import Limits
 from roost_crdt.peer import LinkState, Mode
 from roost_crdt.replica import Replica
@@ -184,6 +184,8 @@ def test_session_bytes_share_the_window() -> None:
     assert replica.send_session("n1", b"x" * 800)
     assert not replica.send_session("n1", b"x" * 800)
     assert not replica.send_session("nobody", b"x")
+    with pytest.raises(TooLarge, match="at most"):
+        replica.send_session("n1", bytes(Limits().body_bytes_max + 1))
     net.run(100)
     assert net.sessions == [("n0", "n1", b"x" * 800)]
     assert replica.send_session("n1", b"x" * 800)
