@@ -163,7 +163,7 @@ CREDENTIALS = "".join(
 
 @asynccontextmanager
 async def served(
-    place: Path, *, credentials: str = "", extra: str = "[resp.db]\n3 = \"litellm:\""
+    place: Path, *, credentials: str = "", extra: str = '[resp.db]\n3 = "litellm:"'
 ) -> AsyncIterator[Served]:
     """A node with POLICIES, started and stopped."""
     place.mkdir(parents=True, exist_ok=True)

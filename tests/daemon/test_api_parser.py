@@ -28,7 +28,9 @@ def parse(*chunks: bytes, bytes_max: int = MAX, restricted: bool = False) -> lis
 
 argument = st.one_of(
     st.binary(max_size=40),
-    st.sampled_from([b"", b"\r\n", b"*3\r\n", b"$3\r\nabc\r\n", b"GET", b"\r", b"\n", b"x" * 5_000]),
+    st.sampled_from(
+        [b"", b"\r\n", b"*3\r\n", b"$3\r\nabc\r\n", b"GET", b"\r", b"\n", b"x" * 5_000]
+    ),
 )
 commands = st.lists(st.lists(argument, min_size=1, max_size=6), max_size=8)
 
@@ -97,7 +99,10 @@ def test_more_bytes_while_commands_wait_keep_their_order() -> None:
         (b"*1\r\n$4\r\nPINGxx", "expected CRLF after a bulk string"),
         (b"*" + b"1" * 70_000, "too big mbulk count string"),
         (b"PING" * 20_000, "too big inline request"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "this port speaks RESP, not HTTP; see [listen] http"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "this port speaks RESP, not HTTP; see [listen] http",
+        ),
         (b"POST /v1/keys HTTP/1.1\r\n", "this port speaks RESP, not HTTP; see [listen] http"),
         (b'SET a "b\r\n', "unbalanced quotes in request"),
     ],
@@ -145,7 +150,7 @@ def test_empty_requests_are_passed_over() -> None:
         (b"  set\ta  ", [b"set", b"a"]),
         (b'set a "b c\\n\\x41\\q"', [b"set", b"a", b"b c\nAq"]),
         (b"set a 'b \"\\' c'", [b"set", b"a", b"b \"' c"]),
-        (b'set "" \'\'', [b"set", b"", b""]),
+        (b"set \"\" ''", [b"set", b"", b""]),
         (b"", []),
     ],
 )

@@ -48,8 +48,8 @@ class CallStep(Request):
 
     status: Literal["begun", "finished", "failed"]
     tool: Annotated[str, Meta(max_length=255)] | None = None
-    args: Raw = Raw()
-    result: Raw = Raw()
+    args: Raw = msgspec.field(default_factory=Raw)
+    result: Raw = msgspec.field(default_factory=Raw)
     retry: Annotated[bool, Meta(description="after in_doubt or failed: open the next attempt")] = (
         False
     )
@@ -82,9 +82,9 @@ class PatchValue(Request):
     """`incr` for counters and rates (an object of fields for a counting map), or `put` and
     `drop` for maps and sets."""
 
-    incr: Raw = Raw()
-    put: Raw = Raw()
-    drop: Raw = Raw()
+    incr: Raw = msgspec.field(default_factory=Raw)
+    put: Raw = msgspec.field(default_factory=Raw)
+    drop: Raw = msgspec.field(default_factory=Raw)
 
 
 class Spend(Request):

@@ -191,11 +191,13 @@ def _getdel(conn: Connection, args: list[bytes]) -> Plan:
 
 
 def _getex(conn: Connection, args: list[bytes]) -> Plan:
-    expiry = Expiry.read(args[2:], conn.node.now_ms(), "getex")
+    expiry = Expiry.read(args[2:])
     found = _get(conn, args)
     if expiry is None:
         return found
-    return Plan([*found.steps, Expire(args[1], expiry.expires_ms)], found.answer)
+    return Plan(
+        [*found.steps, Expire(args[1], expiry.expires_ms(conn.node.now_ms()))], found.answer
+    )
 
 
 def _expire(unit_ms: int, relative: bool, name: str) -> Planner:

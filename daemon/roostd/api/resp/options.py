@@ -40,21 +40,30 @@ def read_expire(text: bytes, unit_ms: int, now_ms: int, name: str, *, relative: 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """GETEX's option; `expires_ms` 0 = PERSIST."""
+    """GETEX's option, its number not yet looked at."""
 
-    expires_ms: int
+    text: bytes = b""
+    unit_ms: int = 0
+    relative: bool = False
 
     @classmethod
-    def read(cls, options: list[bytes], now_ms: int, name: str) -> Expiry | None:
+    def read(cls, options: list[bytes]) -> Expiry | None:
+        """None = no option. RespError for anything but one that GETEX has."""
         if not options:
             return None
         option = options[0].upper()
         if option == b"PERSIST" and len(options) == 1:
-            return cls(0)
+            return cls()
         unit = _UNITS.get(option)
         if unit is None or len(options) != 2:
             raise syntax_error()
-        return cls(read_expiry(options[1], unit[0], now_ms, name, relative=unit[1]))
+        return cls(options[1], *unit)
+
+    def expires_ms(self, now_ms: int) -> int:
+        """Wall milliseconds; 0 = PERSIST."""
+        if not self.unit_ms:
+            return 0
+        return read_expiry(self.text, self.unit_ms, now_ms, "getex", relative=self.relative)
 
 
 @dataclass(frozen=True, slots=True)

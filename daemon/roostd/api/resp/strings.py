@@ -252,7 +252,7 @@ def getdel(conn: Connection, args: list[bytes]) -> Reply:
 
 @command("GETEX", -2, "write", ONE_KEY, _GROUP, "The value, with a new expiry.")
 def getex(conn: Connection, args: list[bytes]) -> Reply:
-    expiry = Expiry.read(args[2:], conn.node.now_ms(), "getex")
+    expiry = Expiry.read(args[2:])
     if expiry is None:
         return get(conn, args[:2])
     policy = conn.policy(args[1])
@@ -262,7 +262,7 @@ def getex(conn: Connection, args: list[bytes]) -> Reply:
         raise wrong_type()
     before = local_string(conn, policy, args[1])
     if before is not None:
-        conn.node.keys.expire(args[1], expiry.expires_ms)
+        conn.node.keys.expire(args[1], expiry.expires_ms(conn.node.now_ms()))
     return encode.bulk_or_null(before, conn.resp3)
 
 

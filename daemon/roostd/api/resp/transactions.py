@@ -65,7 +65,6 @@ def _state(conn: Connection, key: bytes) -> tuple[Any, ...]:
 @command("MULTI", 1, "read", NO_KEYS, _GROUP, "Begins a transaction.")
 def multi(conn: Connection, args: list[bytes]) -> Reply:
     if conn.queue is not None:
-        conn.queue_failed = False  # execute() keeps the transaction as it was
         raise RespError("ERR MULTI calls can not be nested")
     conn.queue = []
     conn.queue_failed = False
