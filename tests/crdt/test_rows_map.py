@@ -93,6 +93,15 @@ def test_the_whole_map_expires_and_begins_again() -> None:
     assert maps.expire({}, (1, A), 100) == {}
 
 
+def test_the_last_write_that_a_new_life_saw_is_gone() -> None:
+    rows = _put({}, 1, f="1")
+    rows |= maps.expire(rows, (2, A), 100)
+    rows = _put(rows, 3, now_ms=100, g="3")
+    assert maps.clear_stamp(rows) == (1, A)
+    assert maps.remove(rows, [b"f"], (4, A)) == {}
+    assert maps.fields(rows, 100) == {b"g": "3"}
+
+
 def test_a_new_life_does_not_lift_an_earlier_clear() -> None:
     rows = _put({}, 1, f="1")
     rows |= maps.delete(rows, (2, A))
@@ -131,7 +140,8 @@ def test_counter_fields_can_be_assigned() -> None:
 
 
 def test_a_counter_field_beyond_int64_is_refused() -> None:
-    rows = maps.assign({}, b"n", INT64_MAX, (1, A), 0)
+    rows = maps.add({}, b"n", INT64_MAX, (1, A), 0)
+    assert maps.field(rows, b"n", 0) == INT64_MAX
     with pytest.raises(BadRequest, match="overflow"):
         maps.add(rows, b"n", 1, (2, A), 0)
     with pytest.raises(BadRequest, match="overflow"):

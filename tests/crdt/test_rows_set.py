@@ -31,6 +31,15 @@ def test_elements_of_every_kind_come_back() -> None:
     assert not sets.contains(rows, "2", 0)
 
 
+@pytest.mark.parametrize("element", [b"e" * 255, "1" * 255])
+def test_an_element_of_255_bytes_stands_in_its_row_key(element: bytes | str) -> None:
+    rows = _add({}, 1, A, element)
+    assert [len(part) for part in rows] == [256]
+    assert sets.members(rows, 0) == [element]
+    for part, row in rows.items():
+        assert decode_row(TYPE_SET, part, encode_row(TYPE_SET, part, row)) == row
+
+
 def test_an_add_wins_over_a_concurrent_remove() -> None:
     base = _add({}, 1, A, b"x")
     removed = {**base, **sets.remove(base, [b"x"], 0)}
