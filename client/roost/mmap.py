@@ -271,6 +271,7 @@ class IndexReader:
             except (lmdb.Error, Unreadable):
                 self._forget()
                 return None
+            self._open_due = 0.0
             return index
 
     def _may_open(self, hello: Hello) -> bool:
