@@ -87,7 +87,7 @@ def brief(call: Callable[[], Any]) -> Any:
     raise AssertionError("busy for 10 s")
 
 
-def root_of(store: Store) -> str:
+def root_of(store: Store, now_ms: int = NOW) -> str:
     """The root computed anew from every readable row."""
     buckets = [0] * digest.BUCKETS
     hours: dict[int, int] = {}
@@ -98,4 +98,4 @@ def root_of(store: Store) -> str:
         buckets[bucket] = (buckets[bucket] + part.live) % digest.MODULUS
         for hour, amount in part.hours.items():
             hours[hour] = (hours.get(hour, 0) + amount) % digest.MODULUS
-    return digest.root(buckets, hours, NOW)
+    return digest.root(buckets, hours, now_ms)

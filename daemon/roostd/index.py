@@ -21,6 +21,7 @@ writer. LMDB reports a full disk as EIO: whoever words the error asks statvfs.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -59,11 +60,19 @@ def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
+def is_disk_error(exc: lmdb.Error) -> bool:
+    """Whether LMDB had no room or the disk failed (it reports a full disk as either)."""
+    if isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)):
+        return True
+    return getattr(exc, "code", None) in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+
+
 class Index:
     """The LMDB environment. Reads from any one thread, `write` from one thread at a time."""
 
     def __init__(self, path: Path, size_max: int) -> None:
-        """Open or create. CorruptData if the files are not a usable LMDB environment."""
+        """Open or create. CorruptData if the files are not a usable LMDB environment,
+        another lmdb.Error (`is_disk_error`) if the disk does not take what opening writes."""
         self.path = path
         self.size_max = size_max
         path.mkdir(mode=0o750, exist_ok=True)
@@ -82,6 +91,8 @@ class Index:
             self._rows = self._env.open_db(b"rows")
             self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
         except lmdb.Error as exc:
+            if is_disk_error(exc):
+                raise
             raise CorruptData(
                 f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
             ) from exc
@@ -175,8 +186,8 @@ class Index:
     def write(self, rows: Writes, items: Mapping[int, Writes]) -> None:
         """One synced transaction: rows, then the databases of `items` (kind -> writes).
 
-        Raises lmdb.Error (MapFullError, DiskError for a full or failing disk); then nothing
-        is changed.
+        Raises lmdb.Error (`is_disk_error`: a full map, a full or failing disk); then nothing is
+        changed.
         """
         with self._env.begin(write=True) as txn:
             _put(txn, self._rows, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,11 @@ KEYS = 97
 PAD = b"." * 700
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, size_max: int = 16 << 20) -> Store:
     return Store.open(
         path,
         limits=replace(DEFAULT_LIMITS, apply_interval_ms=5),
-        size_max=16 << 20,
+        size_max=size_max,
         log_retention=2 << 20,
         now_ms=int(time.time() * 1000),
         random_bytes=os.urandom,
@@ -41,6 +42,7 @@ def written(store: Store) -> int:
 
 
 def write(store: Store, number: int) -> None:
+    """One record of two keys."""
     now_ms = int(time.time() * 1000)
     stamp = store.stamp(now_ms)
     key = b"k:%d" % (number % KEYS)
@@ -52,7 +54,20 @@ def write(store: Store, number: int) -> None:
             (key, TYPE_REGISTER, register.put(store.key_rows(key).rows, value, stamp)),
         ],
     )
+
+
+def write_session(store: Store, number: int) -> None:
     store.put(KIND_SESSION, {b"s:%d" % (number % KEYS): b"%d" % number})
+
+
+def patiently(call: Callable[[Store, int], None], store: Store, number: int) -> None:
+    """Call, again while the store is busy."""
+    while True:
+        try:
+            return call(store, number)
+        except Busy:
+            store.flush()
+            time.sleep(0.005)
 
 
 def main() -> None:
@@ -62,13 +77,9 @@ def main() -> None:
     os.write(1, b"open %d\n" % number)
     for group in range(groups):
         for _ in range(1 + group % 5):
-            while True:
-                try:
-                    write(store, number + 1)
-                    break
-                except Busy:
-                    time.sleep(0.005)
             number += 1
+            patiently(write_session, store, number)
+            patiently(write, store, number)
         store.flush()
         os.write(1, b"%d\n" % number)
     store.close()

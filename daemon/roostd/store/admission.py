@@ -60,7 +60,7 @@ class Admission:
 
     def why_full(self) -> str:
         """Why a small write would be refused with Full; "" if it would not."""
-        return self._applier.problem or self._full(1, 0, shrinks=False)
+        return self._applier.problem or self._text(self._growth(1, 0), shrinks=False)
 
     def _look(self, rows: int, size: int, shrinks: bool) -> None:
         self.credit = 0
@@ -74,19 +74,19 @@ class Admission:
                 f"more than {self._pinned_max} bytes wait to be applied to the index",
                 retry_after_ms=_RETRY_MS,
             )
-        problem = self._full(rows, size, shrinks)
-        if problem:
-            self.refused += 1
-            raise Full(problem)
         room = self._applier.room
-        pending = self._growth(self._pending_rows, self._pending_bytes)
+        left = min(self._bound(shrinks) - room.used, room.disk_free - _DISK_MARGIN_BYTES)
+        left -= 2 * self._pending_bytes
         own = self._growth(rows, size)
-        left = min(self._bound(shrinks) - room.used, room.disk_free - _DISK_MARGIN_BYTES) - pending
         if left < own:
             self.refused += 1
+            raise Full(self._text(own + 2 * self._pending_bytes, shrinks))
+        left -= max(0, self._growth(self._pending_rows, 0) - _SLACK_BYTES)
+        if left < own:
+            # The copies that applying makes: pages that come back, so not a full store.
+            self.refused += 1
             raise Busy(
-                f"what waits to be applied may fill the store ({room.used} of {self._size_max} "
-                "bytes used); try again when it has been applied",
+                f"{self._pending_rows} rows wait to be applied to the index",
                 retry_after_ms=_RETRY_MS,
             )
         cost = rows * PAGE_BYTES + 2 * size
@@ -100,16 +100,15 @@ class Admission:
         """At worst every row copies a leaf of its own, but no more than there are."""
         return min(rows * PAGE_BYTES, max(self._applier.room.used, _SLACK_BYTES)) + 2 * size
 
-    def _full(self, rows: int, size: int, shrinks: bool) -> str:
-        """Why this would not fit even if all that is pending were applied; "" if it would."""
+    def _text(self, growth: int, shrinks: bool) -> str:
+        """Why `growth` bytes more do not fit; "" if they do."""
         room = self._applier.room
-        own = self._growth(rows, size)
-        if room.used + own > self._bound(shrinks):
+        if room.used + growth > self._bound(shrinks):
             text = f"the store is full: {room.used} of {self._size_max} bytes (store.size_max) used"
             for pid, behind in room.stuck_readers[:3]:
                 text += f", pages held by reader process {pid}, {behind} transactions behind"
             return f"{text}; reads go on; delete keys, or raise store.size_max and restart"
-        if room.disk_free < own + _DISK_MARGIN_BYTES:
+        if room.disk_free < growth + _DISK_MARGIN_BYTES:
             return (
                 f"the disk is full: {room.disk_free} bytes free; reads go on, writes come back "
                 "when there is room"

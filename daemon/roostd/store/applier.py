@@ -21,12 +21,14 @@ from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import HEAD, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
-from roostd.index import Index, u64
+from roostd.index import Index, is_disk_error, u64
 from roostd.logrecovery import Position
 
 START = Position(0, 0)
 _RETRY_S = 0.25
 _REAP_S = 60.0
+_DISK_LOW_BYTES = 16 << 20
+"""With less free, an error of the disk is taken for a full one, which may pass."""
 _CHUNK_ROWS = 64
 """Rows after which the thread lets the node's thread have the interpreter."""
 
@@ -196,9 +198,11 @@ class Applier:
         while not self._stopping:
             try:
                 applied = self._apply(batch)
-            except (lmdb.MapFullError, lmdb.DiskError) as exc:
+            except lmdb.Error as exc:
                 room = self.room = self._look()
-                no_space = isinstance(exc, lmdb.MapFullError) or room.disk_free < 16 << 20
+                no_space = isinstance(exc, lmdb.MapFullError) or (
+                    is_disk_error(exc) and room.disk_free < _DISK_LOW_BYTES
+                )
                 if not no_space:
                     raise
                 self.problem = (

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import msgspec
 
 from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
 from roostd import segments
 from roostd.index import SCHEMA, Index, u64
-from roostd.log import SEGMENT_BYTES_MAX, Log
+from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
@@ -59,13 +61,20 @@ def segment_bytes(size_max: int) -> int:
 def open_parts(
     path: Path, *, size_max: int, log_retention: int, random_bytes: Callable[[int], bytes]
 ) -> Opened:
-    """Lock, open, identify. StoreLocked, CorruptData (place and remedy), ConfigError (schema)."""
+    """Lock, open, identify. StoreLocked, CorruptData (place and remedy), ConfigError (schema),
+    StoreFailed (the disk is full or fails)."""
     path.mkdir(mode=0o750, parents=True, exist_ok=True)
     lock_fd = identity.lock(path)
     try:
         return _open_locked(path, lock_fd, size_max, log_retention, random_bytes)
-    except BaseException:
+    except BaseException as exc:
         identity.unlock(lock_fd)
+        if isinstance(exc, (lmdb.Error, OSError)):
+            room = os.statvfs(path)
+            raise StoreFailed(
+                f"{path}: the store cannot be opened: {exc} "
+                f"({room.f_bavail * room.f_frsize} bytes free on the disk)"
+            ) from exc
         raise
 
 
@@ -168,7 +177,9 @@ def _identify(
         recovery.actor_reason = reason
         actor = new_actor(random_bytes)
         meta.append((b"actor", u64(actor)))
-    index.write((), {logformat.KIND_META: sorted(meta)})
+    changed = [pair for pair in sorted(meta) if index.meta(pair[0]) != pair[1]]
+    if changed:
+        index.write((), {logformat.KIND_META: changed})
     return actor
 
 
