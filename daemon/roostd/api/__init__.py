@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from roostd.api.facade import Node
 from roostd.api.http.server import HttpServer
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
 from roostd.api.resp.server import RespServer
+from roostd.node import Node
 
 __all__ = ["Faces", "serve"]
 

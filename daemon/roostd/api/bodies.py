@@ -34,7 +34,7 @@ class CommitTurn(Request):
 
     messages: Annotated[
         list[Raw], Meta(description="JSON objects; unknown fields and number literals are kept")
-    ] = []
+    ]
     turn_id: Annotated[Id | None, Meta(description="a repeated id gets the first answer")] = None
     base: Annotated[Turn | None, Meta(description="the turn that this one follows")] = None
     put: Annotated[

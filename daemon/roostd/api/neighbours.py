@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roostd.api.facade import Node
+from roostd.node import Node
 
 
 def public_url(node: Node, name: str) -> str:

@@ -15,10 +15,10 @@ import msgspec
 from roost_crdt import values
 from roost_crdt.errors import BadRequest, TooLarge, Unsupported
 from roost_crdt.policy import EVENTUALLY_GLOBAL, LINEARIZABLE, SESSION_LOCAL, Policy
+from roost_crdt.rows import Leaf
 from roostd.api import numbers
 from roostd.api.bodies import PatchValue
 from roostd.api.caller import READ, WRITE, Caller
-from roostd.api.facade import Leaf, Node
 from roostd.api.jsontext import (
     convert,
     is_array,
@@ -32,6 +32,7 @@ from roostd.api.operations_sessions import SessionOperations
 from roostd.api.policyview import policy_view
 from roostd.api.repeats import Repeats
 from roostd.credentials import ANONYMOUS
+from roostd.node import Node
 
 Result = dict[str, Any]
 

@@ -10,7 +10,7 @@ import msgspec
 from roost_crdt.errors import Unsupported
 from roost_crdt.policy import Policy
 from roostd.api.caller import ADMIN, READ, WRITE, Caller
-from roostd.api.facade import Node
+from roostd.node import Node
 
 Result = dict[str, Any]
 

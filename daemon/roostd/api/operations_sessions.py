@@ -11,8 +11,8 @@ from roost_crdt.errors import BadRequest, NoPerm, NoSession, TooLarge, Unsupport
 from roost_crdt.policy import SESSION_LOCAL, Policy
 from roostd.api.bodies import CallStep, CommitTurn
 from roostd.api.caller import ADMIN, READ, WRITE, Caller
-from roostd.api.facade import Node
 from roostd.api.jsontext import is_object, raw_parts
+from roostd.node import Node
 
 Result = dict[str, Any]
 

@@ -46,8 +46,11 @@ class Keys:
         policies: Callable[[], PolicyTable],
         now_ms: Callable[[], int],
         limits: Limits,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
+        """`admit` raises where own writes are refused; `committed` gets every record."""
         self._store = store
+        self._admit = admit
         self._committed = committed
         self._policies = policies
         self._now_ms = now_ms
@@ -311,6 +314,7 @@ class Keys:
         return values.exists(policy.row_type, self._rows(policy, key), self._now_ms())
 
     def _stamp(self) -> Stamp:
+        self._admit()
         return self._store.stamp(self._now_ms())
 
     def _policy_expiry(self, policy: Policy) -> int:

@@ -328,13 +328,10 @@ class Linear:
             if replies is not None:
                 return replies
             fresh = True
+            work.overtaken += 1
             pause_s = min(PAUSE_S_MIN * 2 ** min(attempt, 10), PAUSE_S_MAX)
             await asyncio.sleep(self._random() * pause_s)
-        raise Busy(
-            f"{work.shown} is written by too many at once: {ATTEMPTS_MAX} attempts were overtaken; "
-            "nothing was changed",
-            retry_after_ms=int(PAUSE_S_MAX * 1000),
-        )
+        raise self._overtaken(work)
 
     def _run(self, work: Work, items: Sequence[Item | None]) -> _Run:
         now_ms = self._now_ms()
@@ -414,12 +411,22 @@ class Linear:
 
     def _left(self, ends: float, work: Work) -> int:
         left_ms = int((ends - asyncio.get_running_loop().time()) * 1000)
+        if left_ms <= 0 and work.overtaken:
+            raise self._overtaken(work)
         if left_ms <= 0:
             raise Unavailable(
                 f"{work.shown}: consensus took longer than {self._deadline_ms} ms; nothing was "
                 "changed"
             )
         return left_ms
+
+    @staticmethod
+    def _overtaken(work: Work) -> Busy:
+        return Busy(
+            f"{work.shown} is written by too many at once: {work.overtaken} attempts were "
+            "overtaken; nothing was changed",
+            retry_after_ms=int(PAUSE_S_MAX * 1000),
+        )
 
     def _unknown(self, error: UnknownOutcome, work: Work) -> UnknownOutcome:
         if work.request is None:

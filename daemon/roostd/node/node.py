@@ -7,14 +7,13 @@ import dataclasses
 import logging
 import os
 import random
-import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from roost_crdt import logformat
-from roost_crdt.errors import BadToken
+from roost_crdt.errors import BadToken, Busy
 from roost_crdt.frames import Greeting
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.policy import PolicyTable, refuse_changes
@@ -31,6 +30,7 @@ from roostd.keyring import Keyring
 from roostd.metrics import registry
 from roostd.node.backends import consensus_backend
 from roostd.node.groups import Groups
+from roostd.node.identity import Identity
 from roostd.node.keys import Keys
 from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
@@ -46,7 +46,6 @@ log = logging.getLogger("roostd.node")
 TICK_S = 0.25
 DRAIN_DEADLINE_MS = 8_000
 SID_BYTES = 12
-_CHAIN = struct.Struct(">QQ16s")
 
 
 def wall_ms() -> int:
@@ -99,7 +98,8 @@ class Node:
             random_bytes=os.urandom,
             policies_blob=self.policies.text.encode(),
         )
-        self._say_recovery()
+        self.identity = Identity(self.store, self._new_actor)
+        self.identity.say_recovery()
         self.store.on_failed = self._store_failed
         self.store.on_flush.append(self._watchers.changed)
         self.groups = Groups(self.store, self._store_failed)
@@ -165,9 +165,10 @@ class Node:
                 link_up=self._link_up,
                 link_down=self._link_down,
                 session=self._session_frame,
-                rollback=self._rollback,
-                chain=self._keep_chain,
-                head_of=self._chain_of,
+                rollback=self.identity.rollback,
+                chain=self.identity.keep_chain,
+                head_of=self.identity.chain_of,
+                check_greeting=self.identity.check_greeting,
             ),
             wall_ms=wall_ms,
             listen=config.listen.gossip,
@@ -188,7 +189,12 @@ class Node:
             )
 
         self.keys = Keys(
-            self.store, self._committed, lambda: self.policies, self.now_ms, self.limits
+            self.store,
+            self._committed,
+            lambda: self.policies,
+            self.now_ms,
+            self.limits,
+            self._admit,
         )
         spends = table(logformat.KIND_SPEND)
         self.consensus = consensus_backend(
@@ -381,6 +387,16 @@ class Node:
     async def _forward(self, node: str, method: str, args: dict[str, Any], deadline_ms: int) -> Any:
         return await self.rpc.call(node, method, args, deadline_ms=deadline_ms)
 
+    def _admit(self) -> None:
+        """Refuse own global writes while most neighbours say that this clock is far ahead."""
+        if self.gossip.replica.clock_refused():
+            ahead_ms = self.gossip.replica.clock_offset_ms()
+            raise Busy(
+                f"this node's clock is {ahead_ms} ms ahead of its neighbours', who would not take "
+                "its writes; set the clock, or write at another node",
+                retry_after_ms=1_000,
+            )
+
     def _committed(self, record: Record) -> None:
         self.gossip.committed(record, self.store.last_raw)
 
@@ -389,38 +405,20 @@ class Node:
             self.keyring.add_peer_keys(peer, greeting.public_keys)
         except BadToken as error:
             log.warning("the public keys of %s are not taken: %s", peer, error)
+        self.rpc.peer_up(peer)
         self.sessions.on_link_up(peer)
 
     def _link_down(self, peer: str) -> None:
-        log.info("link to %s is down", peer)
+        self.rpc.peer_down(peer)
 
     def _session_frame(self, peer: str, payload: bytes) -> None:
         self.sessions.stream.on_frame(peer, payload)
         if not self.groups.pending:
             self.sessions.delivery.after_flush()
 
-    def _rollback(self, peer: str, actor: int, hlc: int) -> None:
-        log.error(
-            "%s knows actor %016x up to %d, further than this store: it was rolled back or "
-            "cloned; a new actor is taken",
-            peer,
-            actor,
-            hlc,
-        )
-        self.store.renew_actor(os.urandom)
-        self.shelf.actor = self.store.actor
-        self.gossip.new_actor(self.store.actor)
-
-    def _keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
-        value = _CHAIN.pack(actor, hlc, chain)
-        self.store.put(logformat.KIND_META, {b"chain:" + peer.encode(): value})
-
-    def _chain_of(self, peer: str) -> tuple[int, int, bytes] | None:
-        raw = self.store.get(logformat.KIND_META, b"chain:" + peer.encode())
-        if raw is None:
-            return None
-        actor, hlc, chain = _CHAIN.unpack(raw)
-        return actor, hlc, chain
+    def _new_actor(self, actor: int) -> None:
+        self.shelf.actor = actor
+        self.gossip.new_actor(actor)
 
     def _digest(self) -> tuple[bytes, Mapping[int, int]] | None:
         seq, root = self.store.digest()
@@ -432,28 +430,6 @@ class Node:
         log.critical("the store failed; nothing more is acknowledged: %s", error)
         if self._stopped is not None and not self._stopped.done():
             self._stopped.set_exception(error)
-
-    def _say_recovery(self) -> None:
-        recovery = self.store.recovery
-        log.info(
-            "store %s: %d log entries replayed",
-            "made" if recovery.created else "opened",
-            recovery.replayed,
-        )
-        if recovery.torn_bytes:
-            log.warning(
-                "the last group of the log was torn and never acknowledged: %d bytes cut at %s",
-                recovery.torn_bytes,
-                recovery.torn_at,
-            )
-        if recovery.actor_changed:
-            log.warning(
-                "this store writes as a new actor (before: %016x): %s",
-                recovery.actor_before,
-                recovery.actor_reason,
-            )
-        if recovery.corrupt_rows:
-            log.error("%d stored rows are damaged and not served", recovery.corrupt_rows)
 
     async def _tick(self) -> None:
         while True:

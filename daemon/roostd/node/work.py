@@ -39,6 +39,8 @@ class Work:
         self.blind = isinstance(first, Put) and first.blind
         self.reads = all(isinstance(command, Get) for command in commands) and not watched
         """Nothing is written but expiries that are due."""
+        self.overtaken = 0
+        """Attempts that another writer was faster than."""
         self.shown = keys[0].decode(errors="backslashreplace")
 
     @property

@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from roost_crdt.errors import CorruptData, RoostError, UnknownOutcome
-from roostd.api.facade import Node
 from roostd.api.http import keys, node, sessions, watch
 from roostd.api.http.problems import document, problem
 from roostd.api.http.request import Call, check_place
 from roostd.api.http.routes import TABLE, HttpRoute
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
+from roostd.node import Node
 from roostd.store import StoreFailed
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from roost_crdt.errors import BadRequest, NoAuth, NoPerm, TooLarge, Unavailable
 from roostd.api import jsontext
 from roostd.api.caller import Caller
-from roostd.api.facade import Node
 from roostd.api.operations import Operations
+from roostd.node import Node
 
 T = TypeVar("T")
 

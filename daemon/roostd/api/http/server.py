@@ -13,11 +13,11 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from roostd.api.facade import Node
 from roostd.api.http.app import application
 from roostd.api.http.problems import TYPE_BASE
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
+from roostd.node import Node
 
 log = logging.getLogger(__name__)
 

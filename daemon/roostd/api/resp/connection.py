@@ -23,9 +23,9 @@ from roostd.api.resp.parser import ProtocolFault, RequestParser
 from roostd.api.resp.table import COMMANDS, Command, RespError, unknown_command, wrong_arity
 
 if TYPE_CHECKING:
-    from roostd.api.facade import Node
     from roostd.api.operations import Operations
     from roostd.api.resp.server import RespServer
+    from roostd.node import Node
 
 log = logging.getLogger(__name__)
 _clock_ns = time.perf_counter_ns

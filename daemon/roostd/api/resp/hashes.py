@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from roost_crdt import values
 from roost_crdt.errors import BadRequest, NoSession, Unsupported
 from roost_crdt.policy import EVENTUALLY_GLOBAL, SESSION_LOCAL, Policy
+from roost_crdt.rows import Leaf
 from roostd.api import numbers
-from roostd.api.facade import Leaf
 from roostd.api.globbing import compiled
 from roostd.api.operations_sessions import session_of
 from roostd.api.resp import encode

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from roost_crdt.errors import BadRequest, RoostError, Unsupported
 from roost_crdt.policy import Policy
+from roost_crdt.rows import Leaf
 from roostd.api import numbers
-from roostd.api.facade import Leaf
 from roostd.api.resp import encode
 from roostd.api.resp.connection import Connection
 from roostd.api.resp.options import Expiry, read_expire, read_expiry, read_set_options

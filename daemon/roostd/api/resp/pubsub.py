@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from roost_crdt.errors import Busy, CorruptData, RoostError
 from roostd.api.caller import READ, Caller
-from roostd.api.facade import Node
 from roostd.api.globbing import compiled
 from roostd.api.metrics import FaceMetrics
 from roostd.api.resp import encode
+from roostd.node import Node
 
 if TYPE_CHECKING:
     from roostd.api.resp.connection import Connection

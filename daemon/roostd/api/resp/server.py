@@ -13,7 +13,6 @@ from pathlib import Path
 
 from roost_crdt.policy import Policy
 from roostd.api.caller import KEY_BYTES_MAX, Caller, check_key
-from roostd.api.facade import Node
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
 from roostd.api.resp import (  # noqa: F401 - each registers its commands
@@ -34,6 +33,7 @@ from roostd.api.resp.connection import Connection
 from roostd.api.resp.cursors import Cursors
 from roostd.api.resp.pubsub import PubSub
 from roostd.api.resp.table import COMMANDS
+from roostd.node import Node
 
 log = logging.getLogger(__name__)
 

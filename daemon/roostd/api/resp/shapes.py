@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from roost_crdt.errors import Unsupported
 from roost_crdt.policy import SESSION_LOCAL, Policy
+from roost_crdt.rows import Leaf
 from roostd.api import numbers
-from roostd.api.facade import Leaf
 from roostd.api.resp.table import RespError
 
 

@@ -1,0 +1,88 @@
+"""Whose history this node writes: what recovery found, and what neighbours know better.
+
+Local marks cannot find every clone or rollback; a neighbour that durably kept this actor's last
+(hlc, chain) can. Then a new actor is taken before the next write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Callable
+
+from roost_crdt.errors import PeerError
+from roost_crdt.frames import Greeting
+from roost_crdt.logformat import KIND_META
+from roostd.store import Store
+
+log = logging.getLogger("roostd.node.identity")
+
+_CHAIN = struct.Struct(">QQ16s")
+
+
+class Identity:
+    """The actor of one node's store, watched over by its neighbours."""
+
+    def __init__(self, store: Store, on_new_actor: Callable[[int], None]) -> None:
+        self._store = store
+        self._on_new_actor = on_new_actor
+
+    def say_recovery(self) -> None:
+        recovery = self._store.recovery
+        log.info(
+            "store %s: %d log entries replayed",
+            "made" if recovery.created else "opened",
+            recovery.replayed,
+        )
+        if recovery.torn_bytes:
+            log.warning(
+                "the last group of the log was torn and never acknowledged: %d bytes cut at %s",
+                recovery.torn_bytes,
+                recovery.torn_at,
+            )
+        if recovery.actor_changed:
+            log.warning(
+                "this store writes as a new actor (before: %016x): %s",
+                recovery.actor_before,
+                recovery.actor_reason,
+            )
+        if recovery.corrupt_rows:
+            log.error("%d stored rows are damaged and not served", recovery.corrupt_rows)
+
+    def rollback(self, peer: str, actor: int, hlc: int) -> None:
+        log.error(
+            "%s knows actor %016x up to %d, further than this store: it was rolled back or "
+            "cloned; a new actor is taken",
+            peer,
+            actor,
+            hlc,
+        )
+        self._store.renew_actor(os.urandom)
+        self._on_new_actor(self._store.actor)
+
+    def check_greeting(self, greeting: Greeting) -> None:
+        """A neighbour that holds another history of this actor: this store is not that writer."""
+        if greeting.head is None:
+            return
+        actor, hlc, chain = greeting.head
+        if actor != self._store.actor:
+            return
+        held = self._store.chain_at(hlc)
+        if held is not None and held != chain:
+            self.rollback(greeting.node, actor, hlc)
+            raise PeerError(
+                f"{greeting.node} was told another history of actor {actor:016x} at {hlc}: this "
+                "store is a clone or was rolled back; it has taken a new actor"
+            )
+
+    def keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
+        value = _CHAIN.pack(actor, hlc, chain)
+        self._store.put(KIND_META, {b"chain:" + peer.encode(): value})
+
+    def chain_of(self, peer: str) -> tuple[int, int, bytes] | None:
+        raw = self._store.get(KIND_META, b"chain:" + peer.encode())
+        if raw is None:
+            return None
+        actor, hlc, chain = _CHAIN.unpack(raw)
+        return actor, hlc, chain
