@@ -110,6 +110,7 @@ def test_bytes_that_are_not_text_show_as_base64() -> None:
 
 @given(_json, st.integers(0, 5))
 @example([[], [[]], "[[["], 2)
+@example(["\\", '[["[[', '\\"[', "\\\\"], 1)
 def test_nesting_is_measured(value: Any, levels: int) -> None:
     text = json.dumps(value).encode()
     assert nested_deeper(text, levels) == (_depth(value) > levels)

@@ -62,6 +62,8 @@ def test_a_rate_beyond_int64_is_refused() -> None:
     rows = _add({}, INT64_MAX, 1_000)
     with pytest.raises(BadRequest, match="overflow"):
         _add(rows, 1, 1_000, B)
+    last: Rows = {window_part(10, A): (U64_MAX - 1, U64_MAX - 1, W)}
+    assert rate.estimate(_add(last, 1, 1_000), 1_000, W) == 1
     full: Rows = {window_part(10, A): (U64_MAX, U64_MAX, W)}
     with pytest.raises(BadRequest, match="overflow"):
         _add(full, 1, 1_000)
@@ -100,6 +102,8 @@ def test_joins_keep_the_row_that_already_holds_all() -> None:
     row = (5, 1, W)
     assert rate.join(row, (4, 1, W)) is row
     assert rate.join((5, 1, W), (4, 2, W)) == (5, 2, W)
+    assert rate.join((1, 0, 2 * W), (2, 0, W)) == rate.join((2, 0, W), (1, 0, 2 * W))
+    assert rate.join((1, 0, 2 * W), (2, 0, W)) == (2, 0, 2 * W)
 
 
 def test_the_hlc_of_a_window_is_its_start() -> None:
