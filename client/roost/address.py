@@ -1,7 +1,7 @@
 """Where a daemon is reached, read from a URL.
 
-    unix:///run/roost/roost.sock            redis://127.0.0.1:7667/3
-    unix://name:secret@/run/roost.sock?db=3  redis://:secret@eu-1.example:7667
+unix:///run/roost/roost.sock            redis://127.0.0.1:7667/3
+unix://name:secret@/run/roost.sock?db=3  redis://:secret@eu-1.example:7667
 """
 
 from __future__ import annotations

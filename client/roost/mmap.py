@@ -381,9 +381,7 @@ def _now_ms() -> int:
     return int(time() * 1000)
 
 
-def _read_chunk(
-    txn: Any, row_type: int, prefix: bytes, after: bytes, rows: Rows
-) -> bytes | None:
+def _read_chunk(txn: Any, row_type: int, prefix: bytes, after: bytes, rows: Rows) -> bytes | None:
     """Read rows into `rows`; the name of the next row if the transaction has lasted enough."""
     until = monotonic() + CHUNK_S
     cursor = txn.cursor()

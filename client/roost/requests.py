@@ -253,9 +253,7 @@ def get(key: str | bytes, max_lag_ms: int | None) -> Request[Reading]:
         if max_lag_ms is not None and lag_ms > max_lag_ms:
             raise too_old(raw, lag_ms, max_lag_ms)
         source = text_of(fields.get("source"))
-        return Reading(
-            value_of(fields), lag_ms, "consensus" if source == "consensus" else "node"
-        )
+        return Reading(value_of(fields), lag_ms, "consensus" if source == "consensus" else "node")
 
     return Request((("ROOST.GET", raw),), parse, repeat=True, effect=False)
 
@@ -279,9 +277,7 @@ def set_value(key: str | bytes, value: Any, ttl_ms: int | None) -> Request[Ack]:
     return Request((("ROOST.SET", raw, json_bytes(value, "the value"), *expiry),), _ack)
 
 
-def incr(
-    key: str | bytes, by: int | float | Mapping[str, int], request_id: str
-) -> Request[Ack]:
+def incr(key: str | bytes, by: int | float | Mapping[str, int], request_id: str) -> Request[Ack]:
     """Add to a counter or rate, or to the fields of a map that counts.
 
     `request_id` makes it repeatable where linearizable.

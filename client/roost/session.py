@@ -188,9 +188,7 @@ class CallState:
     ) -> None:
         self.tool = identifier(tool, "tool")
         self.key = (
-            _call_key(session.turn, tool, args, turn_id)
-            if key is None
-            else identifier(key, "key")
+            _call_key(session.turn, tool, args, turn_id) if key is None else identifier(key, "key")
         )
         self.status: CallStatus = "in_doubt"
         self.result: Any = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -225,3 +226,36 @@ def own_daemon(tmp_path: Path) -> Iterator[Daemon]:
     started.start()
     yield started
     started.stop()
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[roost.Client]:
+    with roost.connect(daemon.url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def plain(daemon: Daemon) -> Iterator[roost.Client]:
+    """A client that reads by the socket."""
+    with roost.connect(daemon.url, mmap=False) as connected:
+        yield connected
+
+
+@pytest.fixture
+def fresh() -> Callable[[str], str]:
+    """Names keys of a policy that no other test knows."""
+    return lambda policy: f"{policy}:{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def from_index() -> Callable[[roost.Client, str], roost.Reading]:
+    """The first reading of a key that comes from shared memory."""
+
+    def read(client: roost.Client, key: str) -> roost.Reading:
+        until = time.monotonic() + 5
+        while (reading := client.get(key)).source != "mmap":
+            assert time.monotonic() < until, "the index never caught up"
+            time.sleep(0.01)
+        return reading
+
+    return read

@@ -16,8 +16,8 @@ from pathlib import Path
 import lmdb
 
 from roost_crdt.limits import Limits
-from roost_crdt.policy import PolicyTable
-from roostd.node.keys import Keys
+from roost_crdt.rows import layout, register
+from roost_crdt.rows import set as set_rows
 from roostd.store import Store
 
 
@@ -37,7 +37,6 @@ def damage(path: str, database: bytes, key: bytes, value: bytes | None) -> None:
 
 
 def main(path: str, policies: str) -> None:
-    table = PolicyTable.parse(policies, "policies.toml")
     limits = Limits(apply_interval_ms=5)
     store = Store.open(
         Path(path),
@@ -48,14 +47,18 @@ def main(path: str, policies: str) -> None:
         random_bytes=os.urandom,
         policies_blob=policies.encode(),
     )
-    keys = Keys(store, lambda record: None, lambda: table, now_ms, limits)
     opened = True
     for line in sys.stdin:
         action, *arguments = json.loads(line)
         if action == "put":
-            keys.put(arguments[0].encode(), arguments[1].encode())
+            key, stamp = arguments[0].encode(), store.stamp(now_ms())
+            delta = register.put(store.key_rows(key).rows, arguments[1].encode(), stamp)
+            store.commit(stamp, [(key, layout.TYPE_REGISTER, delta)])
         elif action == "add":
-            keys.add(arguments[0].encode(), [member.encode() for member in arguments[1]])
+            key, stamp = arguments[0].encode(), store.stamp(now_ms())
+            members = [member.encode() for member in arguments[1]]
+            delta = set_rows.add(store.key_rows(key).rows, members, stamp, now_ms())
+            store.commit(stamp, [(key, layout.TYPE_SET, delta)])
         elif action == "close":
             store.close()
             opened = False

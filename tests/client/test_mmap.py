@@ -167,9 +167,7 @@ def test_other_consistencies_and_bad_keys_are_left_to_the_daemon(reader: IndexRe
     ],
     ids=str,
 )
-def test_what_is_not_the_daemons_file_is_not_read(
-    writer: Writer, changes: dict[str, Any]
-) -> None:
+def test_what_is_not_the_daemons_file_is_not_read(writer: Writer, changes: dict[str, Any]) -> None:
     reader = IndexReader(NOWHERE)
     reader.greeted(writer.hello(**changes))
     assert reader.get("weights:a", None) is None

@@ -102,9 +102,7 @@ def test_updates_maps_and_sets() -> None:
     assert requests.update("k", ["x", 2], ()).commands == (
         ("ROOST.UPDATE", b"k", b'{"put":["x",2]}'),
     )
-    assert requests.update("k", {}, {"b"}).commands == (
-        ("ROOST.UPDATE", b"k", b'{"drop":["b"]}'),
-    )
+    assert requests.update("k", {}, {"b"}).commands == (("ROOST.UPDATE", b"k", b'{"drop":["b"]}'),)
 
 
 def test_bytes_go_as_they_are_in_one_transaction() -> None:

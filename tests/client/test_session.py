@@ -93,9 +93,7 @@ def test_follows_its_token() -> None:
 def test_commits_messages_as_they_are() -> None:
     session = state()
     messages = [{"role": "user", "content": "né", "x": {"b": 1, "a": [1.5, None]}}]
-    request = session.commit_request(
-        messages, "t1", 0, {"kv_cache_index": {"gpu": None}}, "append"
-    )
+    request = session.commit_request(messages, "t1", 0, {"kv_cache_index": {"gpu": None}}, "append")
     name, sent, body = request.commands[0]
     assert (name, sent) == ("ROOST.TURN", session.token)
     assert isinstance(body, bytes)
@@ -227,8 +225,9 @@ def test_steps_of_a_call() -> None:
     assert isinstance(body, bytes)
     assert json.loads(body)["retry"] is True
     assert not retry.repeat
-    for bad in (lambda: CallState(session, "", {}, None, None), lambda: call.end_request(
-        "finished", float("inf")
-    )):
+    for bad in (
+        lambda: CallState(session, "", {}, None, None),
+        lambda: call.end_request("finished", float("inf")),
+    ):
         with pytest.raises(roost.BadRequest):
             bad()

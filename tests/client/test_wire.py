@@ -48,9 +48,7 @@ def test_errors_carry_code_retry_and_details() -> None:
         ("EXHAUSTED x [message=1 code=2]", Exhausted, "x"),
     ],
 )
-def test_every_error_line_becomes_an_error(
-    line: str, kind: type[RoostError], message: str
-) -> None:
+def test_every_error_line_becomes_an_error(line: str, kind: type[RoostError], message: str) -> None:
     error = error_of(line)
     assert isinstance(error, kind)
     assert error.message == message

@@ -1,0 +1,193 @@
+"""A real daemon that comes and goes, and who may read its index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+import roost
+from roost import aio
+
+
+def test_reads_go_on_while_the_daemon_is_down(own_daemon: Any, fresh: Any, from_index: Any) -> None:
+    key = fresh("model_router_weights")
+    with roost.connect(own_daemon.url, deadline_ms=500) as client:
+        client.set(key, "kept")
+        from_index(client, key)
+        own_daemon.kill()
+        time.sleep(0.15)
+        client.get(key)
+        reading = client.get(key)
+        assert (reading.value, reading.source, reading.node_up) == ("kept", "mmap", False)
+        time.sleep(0.2)
+        assert client.get(key).lag_ms > reading.lag_ms
+        with pytest.raises(roost.Unavailable):
+            client.get(key, max_lag_ms=50)
+        with pytest.raises(roost.Unavailable):
+            client.set(key, "lost")
+        with pytest.raises(roost.Unavailable):
+            client.get(fresh("flags"))
+        own_daemon.start()
+        assert client.set(key, "again").durable
+        assert client.get(key).value == "again"
+        assert from_index(client, key).node_up
+
+
+def test_a_stopped_daemon_does_not_hang_the_reader(
+    own_daemon: Any, fresh: Any, from_index: Any
+) -> None:
+    key = fresh("model_router_weights")
+    with roost.connect(own_daemon.url, deadline_ms=300) as client:
+        client.set(key, "kept")
+        from_index(client, key)
+        own_daemon.signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            with pytest.raises(roost.UnknownOutcome):
+                client.set(key, "?")
+            assert time.monotonic() - started < 1
+            slowest = 0.0
+            while (reading := client.get(key)).node_up:
+                slowest = max(slowest, time.monotonic() - started)
+                started = time.monotonic()
+            assert reading.value == "kept"
+            assert slowest < 0.4
+        finally:
+            own_daemon.signal(signal.SIGCONT)
+        until = time.monotonic() + 3
+        while not client.get(key).node_up:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_another_store_at_the_same_place_is_noticed(
+    own_daemon: Any, fresh: Any, from_index: Any
+) -> None:
+    key = fresh("model_router_weights")
+    with roost.connect(own_daemon.url) as client:
+        for n in range(20):
+            client.set(key, n)
+        from_index(client, key)
+        own_daemon.stop()
+        shutil.rmtree(own_daemon.folder / "data")
+        own_daemon.start()
+        until = time.monotonic() + 3
+        while client.get(key).value is not None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        client.set(key, "new")
+        assert client.get(key).value == "new"
+        assert from_index(client, key).value == "new"
+
+
+async def test_aio_watch_says_when_it_was_interrupted(own_daemon: Any) -> None:
+    async with aio.connect(own_daemon.url) as client:
+        watch = await client.watch("counts:")
+        own_daemon.kill()
+        with pytest.raises(roost.Unavailable, match="interrupted"):
+            await anext(watch)
+    own_daemon.start()
+    with roost.connect(own_daemon.url) as blocking:
+        watching = blocking.watch("counts:")
+        own_daemon.kill()
+        with pytest.raises(roost.Unavailable, match="interrupted"):
+            next(watching)
+
+
+READ_ELSEWHERE = """
+import os, sys
+import roost
+if len(sys.argv) > 3:
+    "host".encode("idna")  # before the interpreter's files are out of reach
+    os.setgid(int(sys.argv[3]))
+    os.setuid(int(sys.argv[3]))
+with roost.connect(sys.argv[1]) as client:
+    reading = client.get(sys.argv[2])
+    print(reading.source, reading.value)
+"""
+
+
+def read_elsewhere(url: str, key: str, *user: str, command: tuple[str, ...] = ()) -> str:
+    done = subprocess.run(
+        [*command, sys.executable, "-c", READ_ELSEWHERE, url, key, *user],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def can_unshare() -> bool:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--pid", "--fork", "true"], check=False).returncode == 0
+
+
+def test_another_process_reads_the_index(
+    client: Any, daemon: Any, fresh: Any, from_index: Any
+) -> None:
+    key = fresh("model_router_weights")
+    client.set(key, "shared")
+    from_index(client, key)
+    assert read_elsewhere(daemon.url, key) == "mmap shared"
+
+
+def test_another_pid_namespace_uses_the_socket(
+    client: Any, daemon: Any, fresh: Any, from_index: Any
+) -> None:
+    if not can_unshare():
+        pytest.skip("needs the right to make a PID namespace")
+    key = fresh("model_router_weights")
+    client.set(key, "shared")
+    from_index(client, key)
+    unshared = ("unshare", "--pid", "--fork")
+    assert read_elsewhere(daemon.url, key, command=unshared) == "node shared"
+
+
+def test_who_may_not_open_the_lock_table_uses_the_socket(
+    client: Any, daemon: Any, fresh: Any, from_index: Any
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs the right to become somebody else")
+    key = fresh("model_router_weights")
+    client.set(key, "shared")
+    from_index(client, key)
+    assert read_elsewhere(daemon.redis_url, key, "65534") == "node shared"
+
+
+def test_a_login_with_a_prefix(own_daemon: Any, from_index: Any) -> None:
+    digest = hashlib.sha256(b"hunter2").hexdigest()
+    credentials = own_daemon.folder / "credentials.toml"
+    credentials.write_text(
+        f'[app]\nsecret_sha256 = "{digest}"\nrights = "write"\nkeys = ["model_router_weights:*"]\n'
+        'prefix = "model_router_weights:"\n'
+    )
+    credentials.chmod(0o600)
+    config = own_daemon.folder / "roost.toml"
+    text = config.read_text()
+    config.write_text(text.replace("# credentials = ", "credentials = "))
+    own_daemon.stop()
+    own_daemon.url = own_daemon.url.replace("unix://", "unix://app:hunter2@")
+    own_daemon.start()
+    with pytest.raises(roost.NoAuth):
+        roost.connect(own_daemon.redis_url)
+    with pytest.raises(roost.NoAuth):
+        roost.connect(own_daemon.url.replace("hunter2", "wrong"))
+    with roost.connect(own_daemon.url) as client:
+        client.set("mine", 7)
+        assert client.get("mine").value == 7
+        assert from_index(client, "mine").value == 7
+        assert client.keys("*") == ["mine"]
+        with client.watch("mi", idle_ms=3000) as watch:
+            client.set("mine", 8)
+            change = next(watch)
+            assert (change.key, change.value) == ("mine", 8)
