@@ -57,6 +57,8 @@ class Meta(msgspec.Struct, array_like=True, forbid_unknown_fields=False, frozen=
     erased_ms: int = 0
     held: bool = True
     """False: this node knows where the session lives and holds no copy (a stub)."""
+    actor: int = 0
+    """The actor of this node when it last entered an epoch or took the document."""
 
     @property
     def home(self) -> str:

@@ -244,19 +244,30 @@ def find_group(data: bytes, offset: int, next_seq: int, secret: Secret) -> Group
     """Proof, at or after `offset`, that seq `next_seq` had been acknowledged: the first group
     that is valid, or whose own bytes are torn but whose header says that it was written after
     `next_seq` was durable."""
+    for start in _marks(data, offset, secret):
+        group = parse_group(data, start, secret)
+        if group is not None:
+            return group
+        if start + GROUP_HEADER_BYTES <= len(data):
+            torn = read_group_header(data, start)
+            if torn.synced_seq >= next_seq and torn.seq == torn.synced_seq + 1:
+                return torn
+    return None
+
+
+def find_whole_group(data: bytes, offset: int, secret: Secret) -> Group | None:
+    """The first valid group at or after `offset`, wherever it begins."""
+    found = (parse_group(data, start, secret) for start in _marks(data, offset, secret))
+    return next((group for group in found if group is not None), None)
+
+
+def _marks(data: bytes, offset: int, secret: Secret) -> Iterator[int]:
+    """Where groups may begin: places with this store's mark."""
     mark = _U32.pack(secret.mark)
     at = data.find(mark, offset + _MARK_AT)
     while at >= 0:
-        start = at - _MARK_AT
-        group = parse_group(data, start, secret)
-        if group is None and start + GROUP_HEADER_BYTES <= len(data):
-            torn = read_group_header(data, start)
-            if torn.synced_seq >= next_seq and torn.seq == torn.synced_seq + 1:
-                group = torn
-        if group is not None:
-            return group
+        yield at - _MARK_AT
         at = data.find(mark, at + 1)
-    return None
 
 
 _ZEROS = bytes(1 << 16)
@@ -305,7 +316,7 @@ def record_span(raw: bytes) -> tuple[int, int, int]:
     """Actor, hlc, prev_hlc of an encoded record, without its operations. CorruptData."""
     try:
         actor, hlc, prev_hlc, _ = _PEEK.decode(raw)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise CorruptData(f"not a record: {exc}") from exc
     return actor, hlc, prev_hlc
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from roost_crdt.document import Document, client_id, merge
-from roost_crdt.errors import BadRequest, CorruptData, TooLarge
+from roost_crdt.document import Document, check_update, client_id
+from roost_crdt.errors import CorruptData, TooLarge
 from roost_crdt.fold import Fold
 from roost_crdt.home import Follow, Meta, Update, Whole, chain_next, succeed
 from roost_crdt.limits import Limits
@@ -34,7 +34,7 @@ class SessionCopy:
 
     def __init__(self, meta: Meta, table: SessionTable, actor: int, limits: Limits) -> None:
         self.meta = meta
-        self.fold = Fold()
+        self.fold = Fold(limits)
         self.follow = Follow()
         self.confirmed = -1
         """The clock generation in which the standby last agreed that this node is home."""
@@ -97,34 +97,48 @@ class SessionCopy:
 
         Raises TooLarge when the document would pass its bound (a summary makes room).
         """
+        if self.meta.actor != self._actor:
+            # Under the old actor's epoch this one could write an entry that exists elsewhere.
+            self.enter_epoch(self.meta.home, self.meta.standby, now_ms)
         added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
         if self.document.size_bytes + added > self._limits.session_bytes_max:
             raise TooLarge(
                 f"session {self.meta.sid} would pass {self._limits.session_bytes_max} bytes; "
                 "trim it with a summary or fork it"
             )
-        update = self.document.write(entries, fields)
-        return self._step(update, entries, fields, now_ms)
+        with self._all_or_nothing():
+            update = self.document.write(entries, fields)
+            return self._step(update, entries, fields, now_ms)
 
     def merge(self, document: bytes, now_ms: int) -> Update | None:
         """Take in what a former home holds; None if nothing was new. Raises CorruptData."""
-        before = self.document.state_vector()
-        changes = self.document.apply(document)
-        if not changes.entries and not changes.fields:
-            return None
-        update = self.document.diff(before)
-        return self._step(update, changes.entries, changes.fields, now_ms)
+        with self._all_or_nothing():
+            before = self.document.state_vector()
+            changes = self.document.apply(document, outside=True)
+            if not (changes.entries or changes.fields or changes.repairs):
+                return None
+            if changes.repairs:
+                self.document.write({}, changes.repairs, bounded=False)
+            update = self.document.diff(before)
+            fields = {**changes.fields, **changes.repairs}
+            return self._step(update, changes.entries, fields, now_ms)
 
     def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
         """The next epoch, durable with the open group; the document changes its client id."""
-        self.set_meta(msgspec.structs.replace(succeed(self.meta, home, standby), used_ms=now_ms))
+        after = succeed(self.meta, home, standby)
+        self.set_meta(msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms))
 
     def set_meta(self, meta: Meta) -> None:
         """Store another head; a changed epoch gives the document another client id."""
+        self._table.put(head_item(meta))
         if meta.epoch != self.meta.epoch:
             self._document = None
         self.meta = meta
-        self._table.put(head_item(meta))
+
+    def renew(self, actor: int) -> None:
+        """The store writes as another actor from now on."""
+        self._actor = actor
+        self._document = None
 
     def touch_memory(self, meta: Meta) -> None:
         """Another head in memory only; it is stored with the next step."""
@@ -133,54 +147,60 @@ class SessionCopy:
     # --- steps of a standby ---
 
     def append(self, frame: Update) -> None:
-        """Take the next update of the chain. Raises CorruptData if it is not an update at all.
+        """Take the next update of the chain. Raises CorruptData if it is not what it says.
 
-        The caller has checked the chain; the document is not loaded for it.
+        The caller has checked the chain; the document is loaded only to compact it.
         """
-        if self._document is not None:
-            self._document.apply(frame.update)
-        self.meta = msgspec.structs.replace(
-            self.meta,
-            epoch=frame.epoch,
-            standby=frame.standby,
-            n=frame.n,
-            chain=chain_next(frame.prev_chain, frame.update),
-            turn=frame.turn,
-            used_ms=frame.at_ms,
-            held=True,
-        )
-        self._fold_in(frame.entries, frame.fields)
-        items = update_item(self.meta.sid, frame.n, frame.update)
-        if frame.n - self.meta.base_n >= COMPACT_UPDATES:
-            base = merge([*self._table.document(self.meta.sid), frame.update])
-            items = self._compacted(base)
-        items.update(view_items(self.meta.sid, frame.entries, frame.fields))
-        items.update(head_item(self.meta))
-        self._table.put(items)
+        brought = check_update(frame.update, self._limits)
+        if any(brought.get(key) != leaf for key, leaf in frame.entries.items()):
+            raise CorruptData(f"session {frame.sid}: the plain view is not that of the update")
+        with self._all_or_nothing():
+            compact = frame.n - self.meta.base_n >= COMPACT_UPDATES
+            document = self.document if compact else self._document
+            if document is not None:
+                document.apply(frame.update, outside=True)
+            self.meta = msgspec.structs.replace(
+                self.meta,
+                epoch=frame.epoch,
+                standby=frame.standby,
+                n=frame.n,
+                chain=chain_next(frame.prev_chain, frame.update),
+                turn=frame.turn,
+                used_ms=frame.at_ms,
+                held=True,
+            )
+            self._fold_in(frame.entries, frame.fields)
+            items = update_item(self.meta.sid, frame.n, frame.update)
+            if compact:
+                items = self._compacted(self.document.encode())
+            items.update(view_items(self.meta.sid, frame.entries, frame.fields))
+            items.update(head_item(self.meta))
+            self._table.put(items)
 
     def replace(self, frame: Whole) -> None:
         """Take the whole document in place of what is held here. Raises CorruptData."""
         document = Document(client_id(frame.epoch[0], self._actor, frame.sid), self._limits)
-        changes = document.apply(frame.document)
-        items: Items = self._table.drop_items(frame.sid)
-        self.meta = Meta(
-            sid=frame.sid,
-            epoch=frame.epoch,
-            standby=frame.standby,
-            n=frame.n,
-            chain=frame.chain,
-            base_n=frame.n,
-            turn=frame.turn,
-            used_ms=frame.at_ms,
-        )
-        self._document = document
-        self.fold = Fold()
-        self._view_bytes = 0
-        self._fold_in(changes.entries, changes.fields)
-        items.update(base_item(frame.sid, frame.document))
-        items.update(view_items(frame.sid, changes.entries, changes.fields))
-        items.update(head_item(self.meta))
-        self._table.put(items)
+        changes = document.apply(frame.document, outside=True)
+        with self._all_or_nothing():
+            self.meta = Meta(
+                sid=frame.sid,
+                epoch=frame.epoch,
+                standby=frame.standby,
+                n=frame.n,
+                chain=frame.chain,
+                base_n=frame.n,
+                turn=frame.turn,
+                used_ms=frame.at_ms,
+                actor=self._actor,
+            )
+            self._document = document
+            self._forget_view()
+            self._fold_in(changes.entries, changes.fields)
+            items: Items = self._table.drop_items(frame.sid)
+            items.update(base_item(frame.sid, frame.document))
+            items.update(view_items(frame.sid, changes.entries, changes.fields))
+            items.update(head_item(self.meta))
+            self._table.put(items)
 
     def whole(self) -> Whole:
         """This copy as one frame, for a standby or a next home."""
@@ -212,6 +232,23 @@ class SessionCopy:
         self._fold_in(entries, fields)
 
     # --- inside ---
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """If a step fails, or the store refuses it, memory goes back to what is stored."""
+        before = self.meta
+        try:
+            yield
+        except BaseException:
+            self.meta = before
+            self._document = None
+            self._forget_view()
+            self._fold_in(*self._table.view(before.sid))
+            raise
+
+    def _forget_view(self) -> None:
+        self.fold = Fold(self._limits)
+        self._view_bytes = 0
 
     def _step(
         self,
@@ -262,15 +299,3 @@ class SessionCopy:
         for key, leaf in fields.items():
             self.fold.add_field(key, leaf)
             self._view_bytes += len(leaf)
-
-
-def check_view(frame: Update) -> None:
-    """A standby stores the plain view unseen; it must at least be readable. Raises CorruptData."""
-    fold = Fold()
-    try:
-        for key, leaf in frame.entries.items():
-            fold.add(key, leaf)
-        for key, leaf in frame.fields.items():
-            fold.add_field(key, leaf)
-    except BadRequest as error:
-        raise CorruptData(f"session {frame.sid}: {error}") from error

@@ -49,6 +49,12 @@ class Shelf:
         self.lives: OrderedDict[str, SessionCopy] = OrderedDict()
         self.stubs: OrderedDict[str, Meta] = OrderedDict()
 
+    def renew(self, actor: int) -> None:
+        """The store writes as another actor from now on."""
+        self.actor = actor
+        for live in self.lives.values():
+            live.renew(actor)
+
     def meta(self, sid: str) -> Meta | None:
         """What this node knows of a session: a held copy's head, or a stub."""
         live = self.lives.get(sid)

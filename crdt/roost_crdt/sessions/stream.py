@@ -37,7 +37,7 @@ from roost_crdt.home import (
     may_take_over,
     succeed,
 )
-from roost_crdt.sessions.copy import SessionCopy, check_view
+from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.shelf import Shelf
 from roost_crdt.sessions.table import head_item
 
@@ -140,7 +140,13 @@ class Stream:
     def begin(self, sid: str, epoch_n: int = 1) -> SessionCopy:
         """A new session with this node as its home; stored with the open group."""
         shelf = self._shelf
-        meta = Meta(sid, (epoch_n, shelf.node), self.choose(sid), used_ms=shelf.now_ms())
+        meta = Meta(
+            sid,
+            (epoch_n, shelf.node),
+            self.choose(sid),
+            used_ms=shelf.now_ms(),
+            actor=shelf.actor,
+        )
         live = shelf.new_live(meta)
         live.confirmed = shelf.generation
         live.set_meta(meta)
@@ -244,7 +250,6 @@ class Stream:
             return
         match judge_update(meta, frame.epoch, frame.n, frame.prev_chain):
             case Verdict.APPEND:
-                check_view(frame)
                 live = self._shelf.live(frame.sid)
                 if live is None:
                     live = self._shelf.new_live(

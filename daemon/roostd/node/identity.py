@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from roost_crdt.errors import PeerError
 from roost_crdt.frames import Greeting
@@ -19,6 +21,8 @@ from roostd.store import Store
 log = logging.getLogger("roostd.node.identity")
 
 _CHAIN = struct.Struct(">QQ16s")
+_KEYS = b"keys:"
+PEERS_MAX = 1_000
 
 
 class Identity:
@@ -86,3 +90,15 @@ class Identity:
             return None
         actor, hlc, chain = _CHAIN.unpack(raw)
         return actor, hlc, chain
+
+    def keep_keys(self, peer: str, keys: Mapping[str, bytes]) -> None:
+        """Remember a neighbour's public keys: its tokens verify here before its link is up."""
+        name, value = _KEYS + peer.encode(), msgspec.msgpack.encode(dict(keys))
+        if self._store.get(KIND_META, name) != value:
+            self._store.put(KIND_META, {name: value})
+
+    def kept_keys(self) -> list[tuple[str, dict[str, bytes]]]:
+        """Neighbours and their public keys, as last announced."""
+        rows = self._store.scan(KIND_META, _KEYS, b"", PEERS_MAX)
+        decode = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+        return [(name[len(_KEYS) :].decode(), decode(value)) for name, value in rows]

@@ -29,6 +29,7 @@ _EXPIRE: dict[int, Callable[[Rows, Stamp, int], Delta]] = {
     layout.TYPE_COUNTER: counter.expire,
     layout.TYPE_SET: set_rows.expire,
     layout.TYPE_MAP: map_rows.expire,
+    layout.TYPE_RATE: rate.expire,
 }
 
 
@@ -183,7 +184,8 @@ class Keys:
         rows = self._rows(policy, key)
         fresh = sum(not values.set_contains(rows, leaf, now_ms) for leaf in dict.fromkeys(leaves))
         stamp = self._stamp()
-        self._write(key, policy, rows, set_rows.add(rows, leaves, stamp, now_ms), stamp)
+        delta = set_rows.add(rows, leaves, stamp, now_ms, vv=self._store.vv)
+        self._write(key, policy, rows, delta, stamp)
         return fresh
 
     def remove(self, key: bytes, leaves: Sequence[Leaf]) -> int:
@@ -251,10 +253,8 @@ class Keys:
         now_ms = self._now_ms()
         stamp = self._stamp()
         if policy.type == "rate":
-            raise Unsupported(
-                f"{_shown(key)} is a rate: its windows end by the clock and are not deleted"
-            )
-        if policy.type == "register":
+            delta = rate.delete(rows, now_ms)
+        elif policy.type == "register":
             delta = register.delete(rows, stamp)
         elif policy.type == "counter":
             delta = counter.delete(rows, stamp, now_ms)
@@ -270,8 +270,6 @@ class Keys:
         policy = self.policy(key)
         if not self._exists(policy, key):
             return False
-        if policy.type == "rate":
-            return True  # its windows are dead by the clock; a ttl adds nothing
         if expires_ms and expires_ms <= self._now_ms():
             return self.delete(key)
         rows = self._rows(policy, key)

@@ -236,7 +236,7 @@ def _seal(row_key: bytes, row: _Total) -> bytes:
 def _open(row_key: bytes, stored: bytes) -> _Total:
     try:
         return msgspec.msgpack.decode(unseal(row_key, stored), type=_Total)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData(f"the stored row {row_key!r} has another shape: {error}") from None
 
 

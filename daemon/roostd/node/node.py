@@ -109,6 +109,8 @@ class Node:
             audience=config.node.cluster,
             limits=self.limits,
         )
+        for peer, keys in self.identity.kept_keys():
+            self.keyring.add_peer_keys(peer, keys)
         self._wire_links()
         self._wire_keys()
         self._wire_sessions()
@@ -405,6 +407,8 @@ class Node:
             self.keyring.add_peer_keys(peer, greeting.public_keys)
         except BadToken as error:
             log.warning("the public keys of %s are not taken: %s", peer, error)
+        else:
+            self.identity.keep_keys(peer, greeting.public_keys)
         self.rpc.peer_up(peer)
         self.sessions.on_link_up(peer)
 
@@ -417,7 +421,7 @@ class Node:
             self.sessions.delivery.after_flush()
 
     def _new_actor(self, actor: int) -> None:
-        self.shelf.actor = actor
+        self.shelf.renew(actor)
         self.gossip.new_actor(actor)
 
     def _digest(self) -> tuple[bytes, Mapping[int, int]] | None:

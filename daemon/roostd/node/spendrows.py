@@ -80,7 +80,7 @@ def open_row(key: bytes, stored: bytes, kind: type[_Row]) -> _Row:
     """The row stored under `key`; CorruptData if it is damaged or of another shape."""
     try:
         return msgspec.msgpack.decode(unseal(key, stored), type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData(f"the stored row {key!r} has another shape: {error}") from None
 
 
@@ -91,6 +91,6 @@ def write_answer(amount: int, *reply: object) -> bytes:
 def read_answer(raw: bytes) -> Answer:
     try:
         amount, reply = msgspec.msgpack.decode(raw, type=tuple[int, list[object]])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData(f"the answer to a request id has another shape: {error}") from None
     return Answer(amount, reply)

@@ -320,5 +320,5 @@ def _canonical(args: bytes) -> bytes:
     """Arguments without regard to white space and key order."""
     try:
         return msgspec.json.encode(msgspec.json.decode(args), order="deterministic")
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return args

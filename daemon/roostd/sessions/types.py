@@ -166,12 +166,16 @@ class Neighbours(Protocol):
 
     def candidates(self) -> list[Candidate]:
         """Neighbours whose link is up."""
+        ...
 
     def silent_ms(self, node: str) -> int:
         """Milliseconds since the last byte from `node`; very large if it was never heard."""
+        ...
 
     def send(self, node: str, payload: bytes) -> bool:
         """Queue a session frame; False if the link is down or its window is full."""
+        ...
 
     async def call(self, node: str, method: str, args: dict[str, Any], *, deadline_ms: int) -> Any:
         """A remote call; raises Unavailable (not sent) or UnknownOutcome (no answer)."""
+        ...

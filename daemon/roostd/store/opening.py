@@ -96,16 +96,16 @@ def _open_locked(
                 raise CorruptData(
                     f"{path}: there is a log but the index is empty or gone; {REPAIR}"
                 )
-            store_id = _create(path, index, random_bytes)
+            store_id = create_identity(path, index, random_bytes)
             recovery.created = True
         _check_schema(path, index)
-        actor = _identify(path, index, store_id, random_bytes, recovery)
-        applied, vv = _applied(path, index)
+        store_id, actor = _identify(path, index, store_id, random_bytes, recovery)
+        applied, vv = applied_of(path, index)
         log = Log(
             log_path,
             segment_bytes=segment_bytes(size_max),
             retention_bytes=log_retention,
-            store_id=store_id,
+            store_id=_required(path, index, b"log_id"),
             secret=_required(path, index, b"secret"),
             applied=applied,
         )
@@ -117,15 +117,19 @@ def _open_locked(
     return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery)
 
 
-def _create(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> bytes:
-    """A new store: its names are durable before anything is written under them."""
+def create_identity(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> bytes:
+    """Make the index that of a new store, with an empty log; its names are durable before
+    anything is written under them. Returns the store id."""
     store_id = random_bytes(16)
-    meta = {
+    meta: dict[bytes, bytes | None] = {
         b"schema": u64(SCHEMA),
         b"store_id": store_id,
+        b"log_id": store_id,
         b"secret": random_bytes(logformat.SECRET_BYTES),
         b"applied_seq": u64(0),
         b"actor": u64(new_actor(random_bytes)),
+        b"head": None,
+        b"position": None,
     }
     index.write((), {logformat.KIND_META: sorted([*meta.items(), *_place(index)])})
     for directory in (path / "index", path / "log", path, path.parent):
@@ -159,8 +163,12 @@ def _identify(
     store_id: bytes,
     random_bytes: Callable[[int], bytes],
     recovery: Recovery,
-) -> int:
-    """The actor to write under; a new one is durable before its first use (DESIGN 12.1)."""
+) -> tuple[bytes, int]:
+    """Store id, and the actor to write under; new ones are durable before their first use.
+
+    A copied or moved store is another store: readers must not compare its seqs with those of
+    the one that it was copied from.
+    """
     recovery.clean = identity.take_clean_mark(path, store_id)
     actor = int.from_bytes(_required(path, index, b"actor"), "big")
     before = Surroundings(
@@ -177,10 +185,13 @@ def _identify(
         recovery.actor_reason = reason
         actor = new_actor(random_bytes)
         meta.append((b"actor", u64(actor)))
+        if (before.host, before.file_id) != (now.host, now.file_id):
+            store_id = random_bytes(16)
+            meta.append((b"store_id", store_id))
     changed = [pair for pair in sorted(meta) if index.meta(pair[0]) != pair[1]]
     if changed:
         index.write((), {logformat.KIND_META: changed})
-    return actor
+    return store_id, actor
 
 
 def new_actor(random_bytes: Callable[[int], bytes]) -> int:
@@ -188,7 +199,8 @@ def new_actor(random_bytes: Callable[[int], bytes]) -> int:
     return int.from_bytes(random_bytes(8), "big") or 1
 
 
-def _applied(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
+def applied_of(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
+    """What the index says that it holds: log position, own head, version vector."""
     seq = int.from_bytes(_required(path, index, b"applied_seq"), "big")
     vv = _decoded(path, index, b"vv", dict[int, int]) or {}
     head = _decoded(path, index, b"head", tuple[int, int, bytes])
@@ -203,7 +215,7 @@ def _decoded(path: Path, index: Index, name: bytes, kind: Any) -> Any:
         return None
     try:
         return msgspec.msgpack.decode(raw, type=kind)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise CorruptData(f"{path}: meta {name.decode()} of the index: {exc}; {REPAIR}") from exc
 
 

@@ -21,24 +21,31 @@ _decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, 
 _decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
 
 
-def redo(state: State, entry: Entry, path: Path) -> None:
-    """Put one entry into `state`. CorruptData if it is not what a store of this release wrote."""
+def redo(state: State, entry: Entry, path: Path, *, gapless: bool = True) -> None:
+    """Put one entry into `state`; `gapless`: it holds all entries before this one.
+
+    Raises CorruptData if the entry is not what a store of this release wrote.
+    """
     raw = entry.raw
     try:
         if entry.kind == logformat.KIND_RECORD:
             record = decode_record(raw, body_bytes_max=len(raw))
             state.join(record.ops, list(decode_rows(record.ops)), entry.seq)
-            state.extend(record.actor, record.hlc)
+            if record.prev_hlc <= state.vv.get(record.actor, 0) < record.hlc:
+                state.extend(record.actor, record.hlc)
         elif entry.kind == logformat.KIND_ROWS:
             ops, vv = _decode_rows_entry(raw)
             state.join(ops, list(decode_rows(ops)), entry.seq)
-            state.cover(vv)
+            if gapless:
+                state.cover(vv)
         elif entry.kind == logformat.KIND_DROP:
             row_keys, replaced = _decode_drop_entry(raw)
+            if replaced is not None and not gapless:
+                replaced = {}
             state.drop(row_keys, replaced, entry.seq)
         else:
             state.put(entry.kind, dict(_decode_items(raw)), entry.seq)
-    except (CorruptData, msgspec.MsgspecError) as exc:
+    except (CorruptData, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise CorruptData(
             f"{path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
         ) from exc

@@ -12,7 +12,15 @@ from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.hlc import Hlc
 from roost_crdt.record import DecodedRow, RowOp
-from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_delta, join_row
+from roost_crdt.rows import (
+    Delta,
+    StampReused,
+    decode_row,
+    encode_row,
+    join_delta,
+    join_row,
+    row_hlc,
+)
 from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
 from roostd.index import Index
 from roostd.store.applier import Batch
@@ -72,7 +80,8 @@ class State:
             part = name[skip:]
             try:
                 row_type, body = unseal(name, sealed)
-                rows[part] = decode_row(row_type, part, body)
+                rows[part] = row = decode_row(row_type, part, body)
+                self.clock.observe(row_hlc(row_type, part, row))
                 type_code = row_type
             except CorruptData:
                 damaged.append(part)
@@ -115,6 +124,8 @@ class State:
         """Join foreign rows, key by key."""
         deltas: dict[tuple[bytes, int], tuple[Delta, dict[Part, bytes]]] = {}
         for op, (key, part, type_code, row) in zip(ops, decoded, strict=True):
+            # Rows of a snapshot may be newer than the vector that comes after them.
+            self.clock.observe(row_hlc(type_code, part, row))
             delta, raw = deltas.setdefault((key, type_code), ({}, {}))
             if part in delta:
                 row = _joined(type_code, part, delta[part], row)
