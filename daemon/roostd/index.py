@@ -10,7 +10,7 @@ value) and `meta`. Readers in other processes need these of meta (integers u64 b
                    LMDB's lock table and uses the socket
     policies       as the node published them
 
-and the store itself: actor, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
+and the store itself: actor, log_id, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
 chain]), position (msgpack [segment, offset]), boot_id, host, file_id, digest/GROUP (64
 buckets of 16 bytes), digest_hour/HOUR. Anything else in meta belongs to the node.
 
@@ -46,7 +46,8 @@ KIND_NAMES = {
     logformat.KIND_META: b"meta",
 }
 META_OWN = frozenset(
-    b"schema store_id applied_seq pid_ns actor secret vv head position boot_id host file_id".split()
+    b"schema store_id log_id applied_seq pid_ns actor secret vv head position "
+    b"boot_id host file_id".split()
 )
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 64

@@ -56,10 +56,15 @@ class Recovered:
     """Segments from before a gap that lies wholly below what is applied: deleted."""
 
 
-def recover(directory: Path, applied: Applied, store_id: bytes, secret: Secret) -> Recovered:
-    """Read the end of the log. Raises CorruptData, with place and remedy, for damage."""
+def recover(
+    directory: Path, applied: Applied, store_id: bytes, secret: Secret, *, cut: bool = True
+) -> Recovered:
+    """Read the end of the log. Raises CorruptData, with place and remedy, for damage.
+
+    `cut` False: only look, leave torn bytes and leftover segments where they are.
+    """
     used, headless, spares = _classify(directory, store_id)
-    used, dropped = _drop_before_gap(directory, used, applied)
+    used, dropped = _drop_before_gap(directory, used, applied, cut)
     if not used:
         if applied.seq:
             raise CorruptData(
@@ -68,11 +73,11 @@ def recover(directory: Path, applied: Applied, store_id: bytes, secret: Secret) 
             )
         found = Recovered([], spares, 0, 0, applied.head)
     else:
-        found = _scan(directory, used, spares, applied, secret)
+        found = _scan(directory, used, spares, applied, secret, cut)
     found.dropped = dropped
     if headless is not None:
         # Its first write was torn: the header went with it.
-        _cut(found, headless, 0, headless.path.read_bytes(), applied.seq, secret)
+        _cut(found, headless, 0, headless.path.read_bytes(), applied.seq, secret, cut)
         found.spares.insert(0, headless)
     return found
 
@@ -121,7 +126,7 @@ def _classify(
 
 
 def _drop_before_gap(
-    directory: Path, used: list[Segment], applied: Applied
+    directory: Path, used: list[Segment], applied: Applied, cut: bool
 ) -> tuple[list[Segment], tuple[str, ...]]:
     """Deleting old segments may be cut short by a crash in any order: what lies before a gap
     is deleted too, if it is applied. Any other gap is damage."""
@@ -134,6 +139,8 @@ def _drop_before_gap(
                 f"the applied seq {applied.seq}; {REPAIR}"
             )
         old = used[:at]
+        if not cut:
+            return used[at:], ()
         for segment in old:
             segment.path.unlink()
         segments.sync_directory(directory)
@@ -142,7 +149,12 @@ def _drop_before_gap(
 
 
 def _scan(
-    directory: Path, used: list[Segment], spares: list[Segment], applied: Applied, secret: Secret
+    directory: Path,
+    used: list[Segment],
+    spares: list[Segment],
+    applied: Applied,
+    secret: Secret,
+    cut: bool,
 ) -> Recovered:
     """Walk the groups from the applied position to the end."""
     for segment, following in itertools.pairwise(used):
@@ -161,7 +173,7 @@ def _scan(
         )
     found = Recovered(used, spares, first, 0, applied.head)
     known_seq, next_seq = applied.seq, used[first].first_seq
-    offset = logformat.SEGMENT_HEADER_BYTES
+    offset, data = logformat.SEGMENT_HEADER_BYTES, b""
     if applied.position is not None and applied.position.segment == used[first].number:
         offset, next_seq = applied.position.offset, applied.seq + 1
     for at in range(first, len(used)):
@@ -181,7 +193,7 @@ def _scan(
             _note(segment.origins, data, group)
         offset = logformat.SEGMENT_HEADER_BYTES
     found.last_seq = next_seq - 1
-    _cut(found, used[-1], used[-1].end, data, known_seq, secret)
+    _cut(found, used[-1], used[-1].end, data, known_seq, secret, cut)
     return found
 
 
@@ -193,13 +205,20 @@ def _note(origins: OriginIndex, data: bytes, group: logformat.Group) -> None:
 
 
 def _cut(
-    found: Recovered, segment: Segment, offset: int, data: bytes, known_seq: int, secret: Secret
+    found: Recovered,
+    segment: Segment,
+    offset: int,
+    data: bytes,
+    known_seq: int,
+    secret: Secret,
+    cut: bool,
 ) -> None:
     try:
         tail = logformat.judge_tail(data, offset, found.last_seq + 1, known_seq, secret)
     except CorruptData as exc:
         raise CorruptData(f"{segment.path}: {exc}; {REPAIR}") from exc
     if tail.torn_bytes:
-        segments.blank(segment.path, offset, tail.torn_bytes)
+        if cut:
+            segments.blank(segment.path, offset, tail.torn_bytes)
         found.torn_bytes += tail.torn_bytes
         found.torn_at = f"{segment.path.name}:{offset}"

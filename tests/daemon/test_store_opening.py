@@ -201,8 +201,13 @@ def test_a_copied_store_writes_under_another_actor(stores: Stores, store: Store)
     shutil.copytree(store._path, stores.base / "copy")
     copy = stores.open("copy")
     assert copy.actor != store.actor
+    assert copy.store_id != store.store_id, "a reader must not compare its seqs with the other's"
     assert "copies" in copy.recovery.actor_reason
     assert value(copy, b"k") == b"v"
+    put(copy, b"k", b"w")
+    copy.flush()
+    again = stores.reopen(copy)
+    assert (again.store_id, again.actor, value(again, b"k")) == (copy.store_id, copy.actor, b"w")
     assert stores.open().actor == store.actor
 
 

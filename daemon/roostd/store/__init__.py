@@ -7,9 +7,20 @@ read by other processes; between the two stands memory.
 from __future__ import annotations
 
 from roostd.log import StoreFailed
+from roostd.store.checking import Findings, Repaired, check, repair
 from roostd.store.identity import StoreLocked
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Recovery
 from roostd.store.store import Store
 
-__all__ = ["KeyRows", "Recovery", "Store", "StoreFailed", "StoreLocked"]
+__all__ = [
+    "Findings",
+    "KeyRows",
+    "Recovery",
+    "Repaired",
+    "Store",
+    "StoreFailed",
+    "StoreLocked",
+    "check",
+    "repair",
+]

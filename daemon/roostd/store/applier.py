@@ -237,8 +237,8 @@ class Applier:
             kind: sorted(pairs.items()) for kind, pairs in batch.items.items()
         }
         meta = items.setdefault(logformat.KIND_META, [])
-        meta.extend(self._bucket_groups(buckets))
-        meta.extend((HOUR_PREFIX + u64(at), _amount(n) if n else None) for at, n in hours.items())
+        meta.extend(_bucket_groups(self._buckets, buckets))
+        meta.extend(_hour_pairs(hours))
         meta.extend(
             [
                 (b"applied_seq", u64(batch.seq)),
@@ -247,23 +247,12 @@ class Applier:
                 (b"position", msgspec.msgpack.encode(tuple(batch.position))),
             ]
         )
-        self._index.write(((name, _sealed(name, batch.rows[name])) for name in names), items)
+        self._index.write(((name, sealed_row(name, batch.rows[name])) for name in names), items)
         for at, amount in buckets.items():
             self._buckets[at] = amount
         self._hours.update(hours)
         self._vv = vv
         return Applied(batch, buckets, hours)
-
-    def _bucket_groups(self, changed: dict[int, int]) -> list[tuple[bytes, bytes]]:
-        """The stored groups of buckets that `changed` touches."""
-        found = []
-        for group in sorted({at // _GROUP_BUCKETS for at in changed}):
-            first = group * _GROUP_BUCKETS
-            amounts = (
-                changed.get(at, self._buckets[at]) for at in range(first, first + _GROUP_BUCKETS)
-            )
-            found.append((BUCKET_PREFIX + b"%02x" % group, b"".join(map(_amount, amounts))))
-        return found
 
     def _digest_chunk(
         self, change: _DigestChange, writes: RowWrites, names: list[bytes], start: int
@@ -359,6 +348,25 @@ class _DigestChange:
             self.hours[hour] = self.hours.get(hour, 0) + sign * part
 
 
+def digest_pairs(buckets: list[int], hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
+    """All sums as meta stores them."""
+    return [*_bucket_groups(buckets, dict(enumerate(buckets))), *_hour_pairs(hours)]
+
+
+def _bucket_groups(buckets: list[int], changed: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
+    """The stored groups of buckets that `changed` touches, with what it changes."""
+    found: list[tuple[bytes, bytes | None]] = []
+    for group in sorted({at // _GROUP_BUCKETS for at in changed}):
+        first = group * _GROUP_BUCKETS
+        amounts = (changed.get(at, buckets[at]) for at in range(first, first + _GROUP_BUCKETS))
+        found.append((BUCKET_PREFIX + b"%02x" % group, b"".join(map(_amount, amounts))))
+    return found
+
+
+def _hour_pairs(hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
+    return [(HOUR_PREFIX + u64(at), _amount(n) if n else None) for at, n in hours.items()]
+
+
 def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
     """The sums by bucket and by hour that the index holds."""
     buckets = [0] * digest.BUCKETS
@@ -381,5 +389,6 @@ def _amount(value: int) -> bytes:
     return value.to_bytes(_AMOUNT_BYTES, "big")
 
 
-def _sealed(name: bytes, write: tuple[int, bytes, Row] | None) -> bytes | None:
+def sealed_row(name: bytes, write: tuple[int, bytes, Row] | None) -> bytes | None:
+    """What the index stores for a write; None for a delete."""
     return None if write is None else seal(name, write[0], write[1])

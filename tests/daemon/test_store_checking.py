@@ -1,0 +1,217 @@
+"""Checking and repairing a store: damage is named, and what can be read is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from store_kit import NOW, Stores, applied, count, incr, put, root_of, value
+
+from roost_crdt.errors import CorruptData
+from roost_crdt.logformat import KIND_META, KIND_SESSION, KIND_SPEND, SEGMENT_HEADER_BYTES
+from roost_crdt.record import decode_record
+from roostd.index import Index
+from roostd.store import Store, StoreLocked, check, repair
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    made = Stores(tmp_path)
+    yield made
+    for store in made.opened:
+        store.close(clean=False)
+
+
+@pytest.fixture
+def store(stores: Stores) -> Store:
+    """20 writes, the last 10 only in the log."""
+    store = stores.open()
+    write(store, 0, 10)
+    store = stores.reopen(store, clean=True)
+    # From here on nothing is applied any more.
+    store._applier.stop()
+    write(store, 10, 20)
+    return store
+
+
+def write(store: Store, first: int, last: int) -> None:
+    for number in range(first, last):
+        put(store, b"k:%02d" % number, b"%d" % number * 20)
+        incr(store, b"c")
+        store.put(KIND_SPEND, {b"g": b"%d" % number})
+        store.flush()
+
+
+def entries_at(store: Store) -> tuple[Path, list[int]]:
+    """The segment in use and where each of its groups begins."""
+    (path,) = (store._path / "log").glob("*1.seg")
+    mark = store._log._secret.mark.to_bytes(4, "big")
+    raw, at, found = path.read_bytes(), SEGMENT_HEADER_BYTES, []
+    while (at := raw.find(mark, at + 1)) >= 0:
+        found.append(at - 8)
+    return path, found
+
+
+def flip(path: Path, offset: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 1
+    path.write_bytes(raw)
+
+
+def in_index(store: Store, change: Callable[[Index], None]) -> None:
+    index = Index(store._path / "index", 16 << 20)
+    change(index)
+    index.close()
+
+
+def test_a_sound_store_has_no_problems(stores: Stores, store: Store) -> None:
+    with pytest.raises(StoreLocked):
+        check(store._path)
+    store.close(clean=False)
+    before = {path: path.read_bytes() for path in store._path.rglob("*.seg")}
+    findings = check(store._path)
+    assert findings.problems == []
+    assert (findings.rows, findings.entries) == (11, 60)
+    assert repair(store._path, os.urandom).done == []
+    assert {path: path.read_bytes() for path in store._path.rglob("*.seg")} == before
+    again = stores.open()
+    assert (again.store_id, again.actor) == (store.store_id, store.actor)
+    assert count(again, b"c") == 20
+
+
+def test_a_torn_tail_is_no_problem_and_is_left_alone(stores: Stores, store: Store) -> None:
+    path, groups = entries_at(store)
+    store.close(clean=False)
+    flip(path, groups[-1] + 70)
+    torn = path.read_bytes()
+    assert check(store._path).problems == []
+    assert path.read_bytes() == torn
+    assert count(stores.open(), b"c") == 19
+
+
+def test_damage_in_the_log_is_repaired_from_what_is_around_it(stores: Stores, store: Store) -> None:
+    path, groups = entries_at(store)
+    vv = dict(store.vv)
+    raws = store.records_after(store.actor, 0, 1 << 20) or []
+    store.close(clean=False)
+    flip(path, groups[14] + 70)
+    with pytest.raises(CorruptData, match="roost check DIR --repair"):
+        stores.open()
+    (problem,) = check(store._path).problems
+    assert f"between bytes {groups[14]} and {groups[15]}; seq 43 was expected, 46" in problem
+    repaired = repair(store._path, os.urandom)
+    assert repaired.findings.problems == [problem]
+    assert "27 entries of the log above seq 30" in repaired.done[0]
+    assert (store._path / "log.damaged-1").is_dir()
+    assert check(store._path).problems == []
+    again = stores.open()
+    assert again.store_id != store.store_id
+    assert again.actor != store.actor
+    alive = again.keys(b"k:", b"", 100, NOW)
+    assert alive == [b"k:%02d" % n for n in range(20) if n != 14]
+    assert again.get(KIND_SPEND, b"g") == b"19"
+    # Counter rows are whole states, so a later one makes up for the lost one.
+    assert count(again, b"c") == 20
+    # It vouches only for what came before the gap; neighbours bring the rest.
+    held = again.vv[store.actor]
+    assert decode_record(raws[27]).hlc == held < vv[store.actor]
+    for raw in raws[28:]:
+        assert again.accept(raw, decode_record(raw))
+    again.flush()
+    applied(again)
+    assert value(again, b"k:14") == b"14" * 20
+    assert again.vv[store.actor] == vv[store.actor]
+    assert again.digest(NOW)[1] == root_of(again)
+
+
+def test_a_damaged_row_is_taken_out_and_nothing_is_vouched_for(
+    stores: Stores, store: Store
+) -> None:
+    store.close(clean=False)
+
+    def damage(index: Index) -> None:
+        ((name, sealed),) = index.rows(b"k:03\0")
+        index.write([(name, sealed[:-1] + b"!")], {})
+
+    in_index(store, damage)
+    (problem,) = check(store._path).problems
+    assert "k:03" in problem
+    assert "checksum" in problem
+    done = repair(store._path, os.urandom).done
+    assert done[0] == "1 damaged rows are gone"
+    assert check(store._path).problems == []
+    again = stores.open()
+    assert again.vv == {}
+    assert len(again.keys(b"k:", b"", 100, NOW)) == 19
+    assert again.digest(NOW)[1] == root_of(again)
+
+
+def test_wrong_digests_are_found_and_summed_anew(stores: Stores, store: Store) -> None:
+    store.close(clean=False)
+    in_index(
+        store, lambda index: index.write([], {KIND_META: [(b"digest/00", bytes(1_023) + b"x")]})
+    )
+    findings = check(store._path)
+    assert findings.digest_differs
+    repair(store._path, os.urandom)
+    again = stores.open()
+    assert again.digest(NOW)[1] == root_of(again)
+    assert again.vv[store.actor] == store.vv[store.actor]
+    assert count(again, b"c") == 20
+
+
+@pytest.mark.parametrize("gone", ["removed", "noise"])
+def test_a_lost_index_is_rebuilt_from_a_whole_log(stores: Stores, store: Store, gone: str) -> None:
+    store.close(clean=False)
+    shutil.rmtree(store._path / "index")
+    if gone == "noise":
+        (store._path / "index").mkdir()
+        (store._path / "index" / "data.mdb").write_bytes(b"noise" * 5_000)
+    assert check(store._path).problems
+    done = repair(store._path, os.urandom).done
+    assert any("60 entries of the log above seq 0" in line for line in done)
+    assert check(store._path).problems == []
+    again = stores.open()
+    assert count(again, b"c") == 20
+    assert len(again.keys(b"k:", b"", 100, NOW)) == 20
+    assert again.get(KIND_SPEND, b"g") == b"19"
+    assert again.vv == store.vv
+    assert again.digest(NOW)[1] == root_of(again)
+
+
+def test_a_lost_log_leaves_what_the_index_holds(stores: Stores, store: Store) -> None:
+    store.close(clean=False)
+    shutil.rmtree(store._path / "log")
+    (store._path / "log").mkdir()
+    assert "the log is gone" in check(store._path).problems[0]
+    repair(store._path, os.urandom)
+    again = stores.open()
+    assert count(again, b"c") == 10
+    assert 0 < again.vv[store.actor] < store.vv[store.actor]
+
+
+def test_a_repair_that_was_cut_short_is_done_again(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, groups = entries_at(store)
+    store.close(clean=False)
+    flip(path, groups[14] + 70)
+
+    def killed(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("roostd.store.checking.create_identity", killed)
+    with pytest.raises(KeyboardInterrupt):
+        repair(store._path, os.urandom)
+    monkeypatch.undo()
+    repair(store._path, os.urandom)
+    assert check(store._path).problems == []
+    again = stores.open()
+    assert count(again, b"c") == 20
+    put(again, b"new", b"v")
+    again.put(KIND_SESSION, {b"s": b"v"})
+    again.flush()
+    assert value(stores.reopen(again), b"new") == b"v"
