@@ -134,8 +134,34 @@ def linear_command(rng: random.Random) -> Args:
 def odd_command(rng: random.Random) -> Args:
     """Arities and arguments that nobody sends on purpose."""
     name = rng.choice(
-        "GET SET MGET MSET SETEX SADD SREM SCARD HSET HGET HMGET HGETALL DEL EXISTS "
-        "EXPIRE TTL TYPE PERSIST STRLEN GETDEL HINCRBY HSCAN SSCAN SCAN PING ECHO".split()
+        [
+            "GET",
+            "SET",
+            "MGET",
+            "MSET",
+            "SETEX",
+            "SADD",
+            "SREM",
+            "SCARD",
+            "HSET",
+            "HGET",
+            "HMGET",
+            "HGETALL",
+            "DEL",
+            "EXISTS",
+            "EXPIRE",
+            "TTL",
+            "TYPE",
+            "PERSIST",
+            "STRLEN",
+            "GETDEL",
+            "HINCRBY",
+            "HSCAN",
+            "SSCAN",
+            "SCAN",
+            "PING",
+            "ECHO",
+        ]
     )
     return (name, *rng.choices(["str:0", "1", "x"], k=rng.choice([0, 0, 1])))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -15,15 +15,91 @@ from api_node import Client, Served, served
 
 from roostd.api.resp.table import COMMANDS
 
-CONTRACT_COMMANDS = """
-HELLO AUTH PING ECHO SELECT CLIENT COMMAND CONFIG INFO QUIT RESET DBSIZE TIME WAIT GET SET SETEX
-PSETEX MGET MSET GETEX DEL UNLINK EXISTS TYPE EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST TTL PTTL
-SCAN KEYS STRLEN GETDEL EXPIRETIME INCR INCRBY DECR DECRBY INCRBYFLOAT SADD SREM SMEMBERS SISMEMBER
-SMISMEMBER SCARD SSCAN HSET HMSET HGET HMGET HGETALL HDEL HEXISTS HKEYS HVALS HLEN HINCRBY
-HINCRBYFLOAT HSCAN LRANGE LLEN LINDEX MULTI EXEC DISCARD WATCH UNWATCH SUBSCRIBE PSUBSCRIBE
-ROOST.OPEN ROOST.TURN ROOST.TURNS ROOST.CALL ROOST.FORK ROOST.ERASE ROOST.SPEND ROOST.RESERVE
-ROOST.SETTLE ROOST.POLICY ROOST.STATUS
-""".split()
+CONTRACT_COMMANDS = [
+    "HELLO",
+    "AUTH",
+    "PING",
+    "ECHO",
+    "SELECT",
+    "CLIENT",
+    "COMMAND",
+    "CONFIG",
+    "INFO",
+    "QUIT",
+    "RESET",
+    "DBSIZE",
+    "TIME",
+    "WAIT",
+    "GET",
+    "SET",
+    "SETEX",
+    "PSETEX",
+    "MGET",
+    "MSET",
+    "GETEX",
+    "DEL",
+    "UNLINK",
+    "EXISTS",
+    "TYPE",
+    "EXPIRE",
+    "PEXPIRE",
+    "EXPIREAT",
+    "PEXPIREAT",
+    "PERSIST",
+    "TTL",
+    "PTTL",
+    "SCAN",
+    "KEYS",
+    "STRLEN",
+    "GETDEL",
+    "EXPIRETIME",
+    "INCR",
+    "INCRBY",
+    "DECR",
+    "DECRBY",
+    "INCRBYFLOAT",
+    "SADD",
+    "SREM",
+    "SMEMBERS",
+    "SISMEMBER",
+    "SMISMEMBER",
+    "SCARD",
+    "SSCAN",
+    "HSET",
+    "HMSET",
+    "HGET",
+    "HMGET",
+    "HGETALL",
+    "HDEL",
+    "HEXISTS",
+    "HKEYS",
+    "HVALS",
+    "HLEN",
+    "HINCRBY",
+    "HINCRBYFLOAT",
+    "HSCAN",
+    "LRANGE",
+    "LLEN",
+    "LINDEX",
+    "MULTI",
+    "EXEC",
+    "DISCARD",
+    "WATCH",
+    "UNWATCH",
+    "SUBSCRIBE",
+    "PSUBSCRIBE",
+    "ROOST.OPEN",
+    "ROOST.TURN",
+    "ROOST.TURNS",
+    "ROOST.CALL",
+    "ROOST.FORK",
+    "ROOST.ERASE",
+    "ROOST.SPEND",
+    "ROOST.RESERVE",
+    "ROOST.SETTLE",
+    "ROOST.POLICY",
+    "ROOST.STATUS",
+]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -530,4 +606,4 @@ async def test_unix_socket(node: Served) -> None:
     client = Client(reader, writer)
     assert await client.do("PING") == b"PONG"
     await client.close()
-    assert (Path(node.unix).stat().st_mode & 0o777) == 0o660
+    assert (os.stat(node.unix).st_mode & 0o777) == 0o660

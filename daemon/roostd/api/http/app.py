@@ -15,7 +15,7 @@ from starlette.routing import Route
 from roost_crdt.errors import CorruptData, RoostError, UnknownOutcome
 from roostd.api.http import keys, node, sessions, watch
 from roostd.api.http.problems import document, problem
-from roostd.api.http.request import Call, check_place
+from roostd.api.http.request import Call, check_place, climbing, climbs
 from roostd.api.http.routes import TABLE, HttpRoute
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
@@ -84,6 +84,8 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return document(405, "BADREQUEST", f"{request.method} is not for {request.url.path}")
     if error.status_code == 404:
+        if climbs(request):
+            return problem(climbing())
         return document(404, "BADREQUEST", f"there is no {request.url.path}; see /docs")
     return document(error.status_code, "BADREQUEST", str(error.detail))
 

@@ -53,7 +53,7 @@ def document(
     retry_after_ms: int | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Response:
-    """A problem document; 413 and framing faults also close the connection."""
+    """A problem document."""
     body: dict[str, Any] = {
         "type": TYPE_BASE + code.lower(),
         "title": _TITLES.get(code) or HTTPStatus(status).phrase,
@@ -67,7 +67,5 @@ def document(
         headers["retry-after"] = str(max(1, math.ceil(retry_after_ms / 1_000)))
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="roost"'
-    if status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
     content = msgspec.json.encode({**body, **(extra or {})}, enc_hook=str)
     return Response(content, status, headers, "application/problem+json")

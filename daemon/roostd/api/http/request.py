@@ -149,15 +149,25 @@ def _too_large(bound: int) -> TooLarge:
     return TooLarge(f"the body is over limits.body_max ({bound} bytes)", limit=bound)
 
 
+def climbs(request: Request) -> bool:
+    """True if the path has segments that other servers would resolve away."""
+    return any(part in ("..", ".") for part in request.scope["path"].split("/"))
+
+
+def climbing() -> BadRequest:
+    return BadRequest("the path has '.' or '..' segments", field="path")
+
+
 def check_place(request: Request, node: Node) -> None:
     """Refuse what a browser was lured into, and paths that climb.
 
     A foreign Origin is NoPerm, whatever the method. Without credentials the Host must be a name
     of this node as well, so that a name rebound to loopback does not pass for our own.
     """
-    path = request.scope["path"]
-    if any(part in ("..", ".") for part in path.split("/")):
-        raise BadRequest("the path has '.' or '..' segments", field="path")
+    if request.scope["http_version"] not in ("1.0", "1.1"):
+        raise BadRequest("speak HTTP/1.1 to this port")
+    if climbs(request):
+        raise climbing()
     origin = request.headers.get("origin")
     if origin is None:
         return

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 HEADERS_S = 30.0
 """A request's headers must be whole so long after its first byte, or after connecting."""
+LINGER_S = 1.0
+"""A client whose body is refused may go on sending so long; nothing of it is kept."""
 KEEP_ALIVE_S = 75
 STOP_S = 3
 
@@ -45,6 +47,17 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._forget_headers()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle is not None and self.cycle.more_body:
+            # Refused before its body was read. Closing at once would reset the connection, and
+            # the client, still sending, would never see why: what comes is dropped for a moment.
+            self.loop.call_later(LINGER_S, self._end_linger, self.cycle)
+
+    def _end_linger(self, refused: object) -> None:
+        if self.cycle is refused and self.cycle.more_body:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_headers()
