@@ -184,7 +184,7 @@ def value_of(fields: Mapping[str, Any]) -> Any:
     """The value in a reply: `value` raw or as a scalar, or `value_json` as JSON text."""
     if "value_json" in fields:
         text = fields["value_json"]
-        return None if text is None else unwrapped(json.loads(text))
+        return None if text is None else unwrapped(json.loads(text_of(text)))
     value = fields.get("value")
     return plain(value) if isinstance(value, bytes) else value
 

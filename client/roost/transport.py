@@ -9,12 +9,14 @@ may have reached the daemon, the caller gets UnknownOutcome with the id to retry
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
 import threading
 import time
 import weakref
+from struct import Struct
 from typing import Any, TypeVar
 
 import hiredis
@@ -29,18 +31,27 @@ __all__ = ["Connection", "Transport", "open_socket"]
 
 T = TypeVar("T")
 
-RECV_BYTES = 256 * 1024
+RECV_BYTES = 64 * 1024
+_TIMEVAL = Struct("@ll")
 RETRY_AFTER_MS = 250
 
 
 class Connection:
-    """A greeted connection; one user at a time."""
+    """A greeted connection; one user at a time.
 
-    __slots__ = ("_reader", "_socket", "hello")
+    The kernel keeps the time (SO_RCVTIMEO, SO_SNDTIMEO): a socket with a timeout of Python's
+    would cost one more system call for each send and receive.
+    """
+
+    __slots__ = ("_poll", "_reader", "_socket", "_timeout_ms", "hello")
 
     def __init__(self, address: Address, deadline_s: float) -> None:
         self._socket = open_socket(address, deadline_s)
+        self._socket.setblocking(True)
         self._reader: Reader = new_reader()
+        self._timeout_ms = -1
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         try:
             commands = greeting(address)
             self.send(encode(commands), deadline_s)
@@ -53,15 +64,25 @@ class Connection:
 
     def send(self, payload: bytes, deadline_s: float) -> None:
         """Send all of `payload`; OSError (TimeoutError at the deadline)."""
-        self._socket.settimeout(_left_s(deadline_s))
-        self._socket.sendall(payload)
+        self._limit(_left_s(deadline_s))
+        sent = 0
+        try:
+            sent = self._socket.send(payload)
+            while sent < len(payload):
+                self._limit(_left_s(deadline_s))
+                sent += self._socket.send(memoryview(payload)[sent:])
+        except BlockingIOError:
+            raise TimeoutError("the daemon takes no more") from None
 
     def receive(self, deadline_s: float | None) -> Any:
         """The next reply, errors as instances; OSError (TimeoutError at the deadline)."""
         reply = self._reader.gets()
         while reply is False:
-            self._socket.settimeout(None if deadline_s is None else _left_s(deadline_s))
-            data = self._socket.recv(RECV_BYTES)
+            self._limit(0.0 if deadline_s is None else _left_s(deadline_s))
+            try:
+                data = self._socket.recv(RECV_BYTES)
+            except BlockingIOError:
+                raise TimeoutError("the daemon does not answer") from None
             if not data:
                 raise ConnectionResetError("the daemon closed the connection")
             self._reader.feed(data)
@@ -70,13 +91,7 @@ class Connection:
 
     def is_stale(self) -> bool:
         """True if the daemon has closed the connection while it was idle."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def fileno(self) -> int:
-        """The socket, for select."""
-        return self._socket.fileno()
+        return bool(self._poll.poll(0))
 
     def shutdown(self) -> None:
         """Wake whoever waits in `receive`, from another thread."""
@@ -88,6 +103,19 @@ class Connection:
     def close(self) -> None:
         """Free the socket."""
         self._socket.close()
+
+    def _limit(self, timeout_s: float) -> None:
+        """Let the next system calls last `timeout_s` at most (0 = as long as they take).
+
+        Rounded up, so that requests of one deadline ask for one limit, which is set once.
+        """
+        timeout_ms = math.ceil(timeout_s * 20) * 50 if timeout_s > 0.5 else round(timeout_s * 1000)
+        timeout_ms = max(timeout_ms, 1) if timeout_s else 0
+        if timeout_ms != self._timeout_ms:
+            limit = _TIMEVAL.pack(timeout_ms // 1000, timeout_ms % 1000 * 1000)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._timeout_ms = timeout_ms
 
 
 class Transport:
@@ -148,7 +176,7 @@ class Transport:
 
     def _exchange(self, request: Request[Any], payload: bytes, deadline_s: float) -> list[Any]:
         for attempt in (1, 2):
-            connection = self._connected(deadline_s)
+            connection = self._connected(deadline_s, check=not request.repeat)
             try:
                 connection.send(payload, deadline_s)
                 return [connection.receive(deadline_s) for _ in request.commands]
@@ -161,11 +189,12 @@ class Transport:
                 raise
         raise AssertionError("unreachable: the second attempt returns or raises")
 
-    def _connected(self, deadline_s: float) -> Connection:
+    def _connected(self, deadline_s: float, *, check: bool = True) -> Connection:
+        """The connection; `check` first that an idle one is still there."""
         if self.closed:
             raise Unavailable("this client is closed; connect again", connected=False)
         connection = self._connection
-        if connection is not None and connection.is_stale():
+        if connection is not None and check and connection.is_stale():
             self._drop()
             connection = None
         if connection is None:
