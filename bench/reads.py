@@ -39,13 +39,13 @@ WARM_UP = 2_000
 Read = Callable[[str], Any]
 
 
-def key_of(number: int) -> str:
-    """The name of a benchmark key; even ones hold a string, odd ones a JSON object."""
-    return f"{POLICY}:bench-{number:06}"
+def key_of(number: int, kind: str = "text") -> str:
+    """The name of a benchmark key."""
+    return f"{POLICY}:bench-{kind}-{number:06}"
 
 
-def value_of(number: int) -> Any:
-    if number % 2 == 0:
+def value_of(number: int, kind: str) -> Any:
+    if kind == "text":
         return f"{TEXT};{number}"
     return {"weight": number / 1000, "warm": True, "models": ["llama-70b", "qwen-32b"]}
 
@@ -111,6 +111,7 @@ def bare_lmdb(url: str, data: str) -> Iterator[Read]:
 
 CONTENDERS: dict[str, Any] = {
     "roost, shared memory": shared_memory,
+    "roost, same, JSON objects": shared_memory,
     "bare py-lmdb": bare_lmdb,
     "roost, unix socket": over_socket,
     "redis-py on roostd": redis_client,
@@ -139,9 +140,10 @@ def measure(read: Read, keys: list[str]) -> list[int]:
 def child(name: str, url: str, data: str, count: int, reads: int, seed: int) -> None:
     """Measure one contender and print its figures; runs in a process of its own."""
     chosen = random.Random(seed)
-    keys = [key_of(chosen.randrange(count)) for _ in range(reads)]
+    kind = "json" if "JSON" in name else "text"
+    keys = [key_of(chosen.randrange(count), kind) for _ in range(reads)]
     with CONTENDERS[name](url, data) as read:
-        found = [read(key_of(number)) for number in range(count)]
+        found = [read(key_of(number, kind)) for number in range(count)]
         assert all(value is not None for value in found), f"{name} misses keys"
         taken = sorted(measure(read, keys))
     figures = {
@@ -153,7 +155,7 @@ def child(name: str, url: str, data: str, count: int, reads: int, seed: int) -> 
 
 
 def run_child(name: str, url: str, data: str, options: argparse.Namespace, seed: int) -> Any:
-    slow = 1 if name in ("roost, shared memory", "bare py-lmdb") else 10
+    slow = 10 if name.split()[-1] in ("socket", "roostd", "redis-server") else 1
     command = [sys.executable, __file__, "--child", name, url, data]
     command += [str(options.keys), str(options.reads // slow), str(seed)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -224,17 +226,16 @@ def redis_server(folder: Path) -> Iterator[str | None]:
         process.wait(10)
 
 
-def fill(url: str, count: int) -> None:
-    """Write the keys by plain SET, which both servers take."""
+def fill(url: str, count: int, *, roostd: bool) -> None:
+    """Write the strings by SET, which both servers take, and the JSON ones where they are read."""
     client = redis.Redis(unix_socket_path=url.removeprefix("unix://"))
     for start in range(0, count, 500):
         pipeline = client.pipeline(transaction=False)
         for number in range(start, min(count, start + 500)):
-            value = value_of(number)
-            if isinstance(value, str) or "redis" in url:
-                pipeline.set(key_of(number), value if isinstance(value, str) else json.dumps(value))
-            else:
-                pipeline.execute_command("ROOST.SET", key_of(number), json.dumps(value))
+            pipeline.set(key_of(number), value_of(number, "text"))
+            if roostd:
+                text = json.dumps(value_of(number, "json"))
+                pipeline.execute_command("ROOST.SET", key_of(number, "json"), text)
         pipeline.execute()
     client.close()
 
@@ -261,7 +262,7 @@ def median(values: list[float]) -> float:
 def report(figures: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
     """Medians over the rounds, and how many times slower than the first."""
     print(
-        f"{options.keys} registers (strings and JSON by half), uniform random reads, "
+        f"{options.keys} registers of 60 bytes, uniform random reads, "
         f"{options.rounds} rounds, {os.cpu_count()} cores, Python {sys.version.split()[0]}"
     )
     print(f"{'':26} {'p50 us':>9} {'p99 us':>9} {'mean us':>9} {'x p50':>7} {'x p99':>7}")
@@ -293,10 +294,10 @@ def main() -> None:
         daemon(Path(folder) / "node") as (url, data),
         redis_server(Path(folder)) as redis_url,
     ):
-        fill(url, options.keys)
+        fill(url, options.keys, roostd=True)
         wait_until_applied(url)
         if redis_url is not None:
-            fill(redis_url, options.keys)
+            fill(redis_url, options.keys, roostd=False)
         for seed in range(options.rounds):
             for name in CONTENDERS:
                 target = redis_url if name.endswith("redis-server") else url
