@@ -121,19 +121,19 @@ class Client:
         self.writer.close()
 
 
-def toml(place: Path, resp: int, http: int, extra: str = "", access: str = "") -> str:
+def toml(place: Path, resp: int, http: int, extra: str, access: str, name: str, gossip: int) -> str:
     return f"""
 [node]
-id = "eu-1"
-region = "eu"
+id = "{name}"
+region = "{name.partition("-")[0]}"
 data = "{place}/data"
 cluster = "test"
-public = "https://eu.example"
+public = "https://{name.partition("-")[0]}.example"
 [listen]
 unix = "{place}/r.sock"
 resp = "127.0.0.1:{resp}"
 http = "127.0.0.1:{http}"
-gossip = "127.0.0.1:{free_port()}"
+gossip = "127.0.0.1:{gossip}"
 [gossip]
 insecure = true
 [token]
@@ -163,13 +163,18 @@ CREDENTIALS = "".join(
 
 @asynccontextmanager
 async def served(
-    place: Path, *, credentials: str = "", extra: str = '[resp.db]\n3 = "litellm:"'
+    place: Path,
+    *,
+    credentials: str = "",
+    extra: str = '[resp.db]\n3 = "litellm:"',
+    name: str = "eu-1",
+    gossip: int = 0,
 ) -> AsyncIterator[Served]:
     """A node with POLICIES, started and stopped."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "keys").mkdir(exist_ok=True)
     if not any((place / "keys").iterdir()):
-        generate(place / "keys", "k1")
+        generate(place / "keys", f"k-{name}")
     (place / "policies.toml").write_text(POLICIES)
     access = ""
     if credentials:
@@ -177,7 +182,9 @@ async def served(
         (place / "credentials.toml").chmod(0o600)
         access = f'credentials = "{place}/credentials.toml"'
     resp, http = free_port(), free_port()
-    (place / "roost.toml").write_text(toml(place, resp, http, extra, access))
+    (place / "roost.toml").write_text(
+        toml(place, resp, http, extra, access, name, gossip or free_port())
+    )
     node = Node(load(place / "roost.toml", {}))
     await node.start()
     faces = serve(node)

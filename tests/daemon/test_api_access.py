@@ -11,6 +11,8 @@ import pytest
 import pytest_asyncio
 from api_node import CREDENTIALS, Client, Served, served
 
+from roostd.credentials import Credentials
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -156,3 +158,17 @@ async def test_http_prefix(http: httpx.AsyncClient) -> None:
 async def test_a_body_is_not_read_before_the_caller_is_known(http: httpx.AsyncClient) -> None:
     answer = await http.put("/v1/keys/str:a", content=b"{", headers=bearer("nonsense"))
     assert answer.status_code == 401
+
+
+async def test_revoked_credentials_end_their_connections(node: Served) -> None:
+    client, root = await logged_in(node, "reader-secret"), await logged_in(node, "root-secret")
+    before = node.node.credentials
+    kept = Credentials.parse(CREDENTIALS.replace("reader-secret", "x").split("[reader]")[0], "f")
+    node.node.credentials = kept
+    try:
+        node.faces.resp.drop_unknown()
+        with pytest.raises((EOFError, ConnectionError)):
+            await client.do("PING")
+        assert await root.do("PING") == b"PONG"
+    finally:
+        node.node.credentials = before

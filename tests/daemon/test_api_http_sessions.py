@@ -337,3 +337,9 @@ async def test_watch(http: httpx.AsyncClient, node: Served) -> None:
     async with asyncio.timeout(5):
         while node.node._watchers._watchers:
             await asyncio.sleep(0.01)
+
+
+async def test_watching_what_has_no_changes_is_refused(http: httpx.AsyncClient) -> None:
+    for prefix in ("lock:", "quota:a", "conversation_buffer:"):
+        answer = await http.get("/v1/watch", params={"prefix": prefix})
+        problem(answer, 422, "UNSUPPORTED")

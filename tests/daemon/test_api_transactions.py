@@ -190,6 +190,8 @@ async def test_subscribed_connections_of_resp2(node: Served) -> None:
     assert await client.do("GET", "str:x") is None
     linear = await client.do("SUBSCRIBE", "__keyspace@0__:lock:x")
     assert isinstance(linear, hiredis.ReplyError)
+    pattern = await client.do("PSUBSCRIBE", "__keyspace@0__:lock:*")
+    assert str(pattern).startswith("UNSUPPORTED")
     assert str(linear).startswith("UNSUPPORTED")
 
 

@@ -255,6 +255,16 @@ class Operations:
         found = await self.node.linear.delete(stored, request_id=request_id)
         return self._written(key, value=found)
 
+    def check_watchable(self, prefix: bytes) -> None:
+        """Unsupported if all keys under a stored prefix are of a policy without changes to tell."""
+        name, colon, _ = prefix.partition(b":")
+        policy = self.node.policies.policies.get(name.decode("utf-8", "replace"))
+        if colon and policy is not None and policy.consistency != EVENTUALLY_GLOBAL:
+            raise Unsupported(
+                f"policy {policy.name} is {policy.consistency}: only changes of eventually-global "
+                "keys are told; read it when you need it"
+            )
+
     # --- the node -----------------------------------------------------------------------------
 
     def policies(self) -> list[Result]:

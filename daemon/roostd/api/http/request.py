@@ -72,10 +72,10 @@ class Call:
 
     def path_bytes(self, before: str, after: str = "") -> bytes:
         """The part of the path between two literals, unquoted to bytes."""
-        raw: bytes = self.request.scope.get("raw_path") or self.request.url.path.encode()
-        raw = raw.partition(b"?")[0]
-        middle = raw[len(before) : len(raw) - len(after) if after else None]
-        return unquote_to_bytes(middle)
+        raw: bytes = self.request.scope["raw_path"].partition(b"?")[0]
+        if not raw.startswith(before.encode()) or not raw.endswith(after.encode()):
+            raise BadRequest(f"write {before} in the path without % escapes", field="path")
+        return unquote_to_bytes(raw[len(before) : len(raw) - len(after)])
 
     def path_text(self, name: str) -> str:
         """A path parameter that must be proper text."""

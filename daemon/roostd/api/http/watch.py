@@ -118,9 +118,12 @@ class Streams:
     parameters=(Parameter("prefix", "query", "only keys that begin with it"),),
     answers={200: (str, "Events `ready`, `change` with {key, value}, and `lost`.")},
     media_type="text/event-stream",
+    errors=("UNSUPPORTED", "BUSY"),
 )
 async def watch(call: Call) -> Response:
-    stream = Stream(call.operations, call.caller, call.query_bytes("prefix"))
+    caller, prefix = call.caller, call.query_bytes("prefix")
+    call.operations.check_watchable(caller.prefix + prefix)
+    stream = Stream(call.operations, caller, prefix)
     streams: Streams = call.request.app.state.streams
     return StreamingResponse(
         streams.follow(stream),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from roost_crdt.errors import CorruptData, RoostError, TooLarge
+from roost_crdt.errors import CorruptData, NoAuth, RoostError, TooLarge
 from roost_crdt.policy import Policy
 from roostd.api.caller import ADMIN, Caller
 from roostd.api.numbers import NotANumber
@@ -70,6 +70,7 @@ class Connection(asyncio.Protocol):
         self.revisions: dict[bytes, int] = {}
         self.subscriptions: dict[bytes, Any] = {}
         self.patterns: dict[bytes, Any] = {}
+        self._secret: tuple[str | None, bytes] | None = None
         self._quiet = False
         self._skip_replies = 0
         self._counts = server.metrics.commands
@@ -421,9 +422,23 @@ class Connection(asyncio.Protocol):
         assert self.caller is not None
         return self.caller.own(key)
 
-    def log_in(self, caller: Caller | None) -> None:
+    def log_in(self, caller: Caller | None, secret: tuple[str | None, bytes] | None = None) -> None:
+        """Act as `caller` from now on; `secret` is what proved it."""
         self.caller = caller
+        self._secret = secret
         self._parser.restricted = caller is None
+
+    def still_known(self) -> bool:
+        """Whether this client could log in now, after credentials were read again."""
+        if self.caller is None:
+            return True
+        if self._secret is None:
+            return self.server.anonymous is not None
+        try:
+            principal = self.operations.log_in(*self._secret).principal
+        except NoAuth:
+            return False
+        return bool(principal == self.caller.principal)
 
     def hush(self, quiet: bool, skip: int = 0) -> None:
         """CLIENT REPLY: leave out all replies, or the next `skip`."""

@@ -44,7 +44,7 @@ def reset(conn: Connection, args: list[bytes]) -> Reply:
     return b"+RESET\r\n"
 
 
-@command("AUTH", -2, "", NO_KEYS, _GROUP, "AUTH [name] secret.")
+@command("AUTH", -2, "", NO_KEYS, _GROUP, "AUTH [name] secret.", solo=True)
 def auth(conn: Connection, args: list[bytes]) -> Reply:
     if len(args) > 3:
         raise syntax_error()
@@ -60,13 +60,15 @@ def auth(conn: Connection, args: list[bytes]) -> Reply:
 def _authenticate(conn: Connection, name: bytes | None, secret: bytes) -> None:
     try:
         text = None if name is None else name.decode("utf-8", "replace")
-        conn.log_in(conn.operations.log_in(text, secret))
+        conn.log_in(conn.operations.log_in(text, secret), (text, secret))
     except NoAuth:
         raise RespError("WRONGPASS invalid username-password pair or user is disabled.") from None
     conn.db = 0
 
 
-@command("HELLO", -1, "", NO_KEYS, _GROUP, "HELLO [2|3 [AUTH name secret] [SETNAME name]].")
+@command(
+    "HELLO", -1, "", NO_KEYS, _GROUP, "HELLO [2|3 [AUTH name secret] [SETNAME name]].", solo=True
+)
 def hello(conn: Connection, args: list[bytes]) -> Reply:
     resp3 = conn.resp3
     if len(args) > 1:
@@ -114,7 +116,9 @@ def hello(conn: Connection, args: list[bytes]) -> Reply:
     return encode.encode(answer, resp3)
 
 
-@command("SELECT", 2, "read", NO_KEYS, _GROUP, "Chooses the key prefix of a [resp.db] number.")
+@command(
+    "SELECT", 2, "read", NO_KEYS, _GROUP, "Chooses the key prefix of a [resp.db] number.", solo=True
+)
 def select(conn: Connection, args: list[bytes]) -> Reply:
     try:
         number = parse_int(args[1])

@@ -136,14 +136,25 @@ class RespServer:
         if not self.connections:
             self._empty.set()
 
+    def drop_unknown(self) -> None:
+        """Cut clients whose secret, or whose rights, are no longer those they came with."""
+        for connection in list(self.connections.values()):
+            if not connection.still_known():
+                log.info("client %s: its credentials changed; it is cut off", connection.peer)
+                connection.abort()
+
     def _connect(self) -> Connection:
         return Connection(self)
 
     async def _sweep(self) -> None:
         """Cut connections that hold a place without using it."""
+        credentials = self.node.credentials
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = time.monotonic()
+            if self.node.credentials is not credentials:
+                credentials = self.node.credentials
+                self.drop_unknown()
             for connection in list(self.connections.values()):
                 stuck = connection.crawls(now_s, PARTIAL_S, PARTIAL_BYTES_PER_S)
                 nobody = connection.caller is None and now_s - connection.since > LOGIN_S

@@ -7,6 +7,7 @@ import re
 from roost_crdt.errors import RoostError, Unsupported
 from roost_crdt.policy import EVENTUALLY_GLOBAL
 from roostd.api.caller import READ, Caller
+from roostd.api.globbing import literal_prefix
 from roostd.api.resp import encode
 from roostd.api.resp.connection import Connection
 from roostd.api.resp.pubsub import subscription_of
@@ -41,6 +42,8 @@ def _subscribe(conn: Connection, names: list[bytes], *, pattern: bool) -> bytes:
             held = conn.patterns if pattern else conn.subscriptions
             if name not in held:
                 subscription = subscription_of(name, space, caller, pattern=pattern)
+                if pattern:
+                    conn.operations.check_watchable(caller.prefix + literal_prefix(rest))
                 key = None if pattern else _watchable(conn, caller, rest)
                 conn.server.pubsub.subscribe(conn, subscription, key)
         except RoostError as error:
