@@ -147,8 +147,7 @@ async def test_no_acknowledged_write_is_lost_by_kill_9(start: Start) -> None:
     for _round in range(ROUNDS):
         stop = asyncio.Event()
         load = [
-            asyncio.create_task(write(number, region.url, known, stop))
-            for number in range(CLIENTS)
+            asyncio.create_task(write(number, region.url, known, stop)) for number in range(CLIENTS)
         ]
         talk = asyncio.create_task(converse(region.url, token, known, stop))
         await asyncio.sleep(chance.uniform(0.05, 0.4))
