@@ -44,6 +44,12 @@ class Stores:
         """Stop as a kill does: nothing is flushed, applied or marked any more."""
         store.close(clean=False)
 
+    def open_unapplied(self, name: str) -> Store:
+        """A store whose log is not applied to the index any more: all is replayed."""
+        store = self.open(name)
+        store._applier.stop()
+        return store
+
     def reopen(self, store: Store, clean: bool = False, **options: Any) -> Store:
         store.close(clean=clean)
         return self.open(store._path.name, **options)

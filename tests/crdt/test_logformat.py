@@ -209,6 +209,16 @@ def test_entries_that_do_not_fill_their_group_are_refused(
         list(logformat.entries(data, group))
 
 
+def test_the_mark_alone_proves_nothing() -> None:
+    data, _ = segment_of([[b"a" * 20]])
+    mark = SECRET.mark.to_bytes(4, "big")
+    assert recovered(data[:-100] + mark + data[-96:])[1].torn_bytes > 0
+    at_the_end = data[:-4] + mark
+    assert recovered(at_the_end)[1].torn_bytes > 0
+    assert logformat.find_whole_group(at_the_end, 1, SECRET) is None
+    assert logformat.find_whole_group(bytes(9) + data, 1, SECRET) is not None
+
+
 def test_written_bytes_finds_the_last_one() -> None:
     size = 200_000
     assert logformat.written_bytes(bytes(size), 0) == 0

@@ -202,7 +202,8 @@ def new_actor(random_bytes: Callable[[int], bytes]) -> int:
 def applied_of(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
     """What the index says that it holds: log position, own head, version vector."""
     seq = int.from_bytes(_required(path, index, b"applied_seq"), "big")
-    vv = _decoded(path, index, b"vv", dict[int, int]) or {}
+    stored = _decoded(path, index, b"vv", dict[int, int]) or {}
+    vv = {actor: hlc for actor, hlc in stored.items() if hlc}
     head = _decoded(path, index, b"head", tuple[int, int, bytes])
     place = _decoded(path, index, b"position", tuple[int, int])
     position = Position(*place) if place else None
