@@ -15,7 +15,7 @@ from roost_crdt.hlc import Hlc
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.record import Record, RowOp, encode_record
 from roost_crdt.replica import Replica
-from roost_crdt.rows import decode_row, encode_row, join_row, register
+from roost_crdt.rows import StampReused, decode_row, encode_row, join_row, register
 from roost_crdt.rows.layout import TYPE_REGISTER, row_key, split_row_key
 
 START_MS = 1_790_000_000_000
@@ -70,8 +70,13 @@ class MemoryStore:
             part = split_row_key(op.row_key)[1]
             row = decode_row(op.type, part, op.body)
             if op.row_key in self.rows:
-                mine = decode_row(op.type, part, self.rows[op.row_key][1])
-                row = join_row(op.type, part, mine, row)
+                type_code, body = self.rows[op.row_key]
+                if type_code != op.type:
+                    continue  # quarantined
+                try:
+                    row = join_row(op.type, part, decode_row(op.type, part, body), row)
+                except StampReused as error:
+                    row = error.kept
             self.rows[op.row_key] = (op.type, encode_row(op.type, part, row))
 
     def forget_log(self) -> None:
