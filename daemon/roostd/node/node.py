@@ -81,6 +81,8 @@ class Node:
         self._watchers = Watchers(self.limits)
         self._stopped: asyncio.Future[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._data = str(config.node.data.resolve())
+        self._pid_ns = _pid_namespace()
         self._told: tuple[int, tuple[bytes, Mapping[int, int]]] | None = None
 
     # --- life ---
@@ -334,10 +336,10 @@ class Node:
             "node": self.config.node.id,
             "region": self.config.node.region,
             "cluster": self.config.node.cluster,
-            "data": str(self.config.node.data.resolve()),
+            "data": self._data,
             "store_id": self.store.store_id,
-            "pid_ns": _pid_namespace(),
-            "seq": self.store.durable_seq,
+            "pid_ns": self._pid_ns,
+            "seq": self.store.seq,
             "applied_seq": self.store.applied_seq,
         }
 
