@@ -1,0 +1,510 @@
+"""One simulated node: a store, a replica and its links, driven as `roostd.gossip` drives them.
+
+A crash may come between any two effects: `step` is called there, and raises when the node's time
+has come. What waits for durability is released after the flush, never before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from roost_crdt import logformat
+from roost_crdt.errors import ActorReused, PeerError
+from roost_crdt.frames import Error, decode_frame, decode_greeting, encode_frame
+from roost_crdt.limits import Limits
+from roost_crdt.record import Record
+from roost_crdt.replica import Effects, Replica
+from roost_crdt.rows import Delta, Rows
+
+from .disk import Disk
+from .loop import START_MS, Crashed, Life, Loop
+from .network import Connection, Network
+from .store import Store, StoreFailed
+from .trace import Trace
+
+TURN_MS = 0.4
+"""A turn of the loop and its sync take up to this long."""
+DIAL_TIMEOUT_MS = 400.0
+_CHAIN = b"chain:"
+
+
+class Shell(Protocol):
+    """What runs on a node beside replication (sessions)."""
+
+    def link_up(self, peer: str) -> None: ...
+
+    def frame(self, peer: str, payload: bytes) -> None: ...
+
+    def flushed(self) -> None: ...
+
+    def actor_changed(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What all nodes of a run share."""
+
+    loop: Loop
+    network: Network
+    random: Random
+    trace: Trace
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Link:
+    connection: Connection
+    dialler: str
+    answered: bool = False
+    """Whether the socket has taken this end's greeting, which is in no window."""
+
+
+class Node:
+    """A node, alive or not. `start` begins a life, `crash` ends it."""
+
+    def __init__(self, world: Surroundings, name: str, region: str) -> None:
+        self.world = world
+        self.name = name
+        self.region = region
+        self.disk = Disk()
+        self.life: Life | None = None
+        self.neighbours: dict[str, bool] = {}
+        """Neighbour -> whether this node dials it."""
+        self.links: dict[str, Link] = {}
+        self.heard_ms: dict[str, int] = {}
+        self.wall_offset_ms = 0
+        self.steps_to_crash = 0
+        """Not 0: the node dies after so many more steps."""
+        self.excused_rollbacks = 0
+        """Disks that lied and copies that were restored: a Rollback is no surprise then."""
+        self.rollbacks = 0
+        self.greeted = False
+        """Whether a neighbour has agreed with this life's actor."""
+        self.may_write_before_greeting = True
+        """False: its store may be a copy that looks like the original."""
+        self.backoff_ms: dict[str, float] = {}
+        self.attach: Callable[[Node], Shell | None] = lambda node: None
+        self.shell: Shell | None = None
+        self.problems: list[str] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._lost: list[Callable[[], None]] = []
+        self._turning = False
+        self._wake_ms = 0.0
+
+    # --- clocks
+
+    def boot_ms(self) -> int:
+        return START_MS + int(self.world.loop.now_ms)
+
+    def wall_ms(self) -> int:
+        return self.boot_ms() + self.wall_offset_ms
+
+    def _now(self) -> int:
+        self.replica.wall_ahead_ms = self.wall_offset_ms
+        return self.boot_ms()
+
+    def say(self, text: str) -> None:
+        self.world.trace.say(self.world.loop.now_ms, self.name, text)
+
+    def step(self, what: str) -> None:
+        """Between two effects: a good moment to die."""
+        if self.steps_to_crash:
+            self.steps_to_crash -= 1
+            if not self.steps_to_crash:
+                self.world.trace.count("boundary", what.partition(" to ")[0])
+                self.say(f"dies after: {what}")
+                raise Crashed(self.name)
+
+    # --- life
+
+    def start(self) -> None:
+        """Open the store and begin to dial. CorruptData if the store cannot be opened."""
+        world = self.world
+        assert self.life is None
+        self.life = Life(self.name)
+        self._turning = False
+        try:
+            self.store = Store(
+                self.disk,
+                now_ms=self.wall_ms(),
+                random_bytes=world.random.randbytes,
+                step=self.step,
+            )
+        except BaseException:
+            self.life = None
+            raise
+        recovery = self.store.recovery
+        if recovery.torn_bytes:
+            world.trace.count("rule", "torn tail cut")
+        if recovery.why_new_actor:
+            world.trace.count("rule", "new actor at start")
+        self.say(
+            f"starts: actor {self.store.actor & 0xFFFF:04x}, seq {self.store.seq}, "
+            f"{recovery.replayed} replayed, {recovery.torn_bytes} torn"
+            + (f", new actor: {recovery.why_new_actor}" if recovery.why_new_actor else "")
+        )
+        self.replica = Replica(
+            node=self.name,
+            region=self.region,
+            cluster="sim",
+            store_id=self.store.store_id,
+            actor=self.store.actor,
+            vv=self.store.vv,
+            limits=world.limits,
+        )
+        self.links = {}
+        self.greeted = False
+        self._looked_ms = 0
+        self.heard_ms = {}
+        self.backoff_ms = dict.fromkeys(self.neighbours, 200.0)
+        self.shell = self.attach(self)
+        for peer in sorted(self.neighbours):
+            self.dial_later(peer, first=True)
+        world.loop.after(50.0, self.life, self._apply)
+
+    def crash(self, *, power: bool = False) -> None:
+        """The process dies: what was written stays, what was in memory is gone."""
+        if self.life is None:
+            return
+        self.steps_to_crash = 0
+        life, self.life = self.life, None
+        life.end()
+        for link in self.links.values():
+            self.world.network.close(link.connection, self.name, silent=power)
+        self.links = {}
+        lost, self._lost = self._lost, []
+        self._waiting = []
+        self.shell = None
+        for callback in lost:
+            callback()
+        if power:
+            what = self.disk.lose_power(self.world.random)
+            self.disk.boot_id = self.world.random.randbytes(8)
+            self.say(f"power cut: {what}")
+        else:
+            self.say("killed")
+
+    def stop(self) -> None:
+        """A clean shutdown."""
+        if self.life is not None:
+            self.steps_to_crash = 0
+            self.store.close()
+            self.say("stopped cleanly")
+            self.crash()
+
+    def _apply(self) -> None:
+        self.store.apply()
+        self.world.loop.after(50.0 + 100.0 * self.world.random.random(), self.life, self._apply)
+
+    # --- clients
+
+    def write(self, key: bytes, type_code: int, delta: Delta, stamp: tuple[int, int]) -> Record:
+        record = self.store.commit(stamp, [(key, type_code, delta)])
+        self.replica.committed(record, self.store.last_raw, self._now())
+        self.wake()
+        return record
+
+    def rows(self, key: bytes) -> Rows:
+        return self.store.key_rows(key).rows
+
+    def when_durable(self, callback: Callable[[], None], lost: Callable[[], None]) -> None:
+        """Call back once all that is written so far is durable, or `lost` if this life ends."""
+        if not self.store.dirty:
+            callback()
+            return
+
+        def release() -> None:
+            self._lost.remove(lost)
+            callback()
+
+        self._lost.append(lost)
+        self._waiting.append(release)
+        self.wake()
+
+    # --- turns
+
+    def wake(self) -> None:
+        """One turn for everything that happens until it begins."""
+        if not self._turning:
+            self._turning = True
+            delay_ms = TURN_MS * self.world.random.random()
+            self.world.loop.after(delay_ms, self.life, self._turn)
+
+    def _turn(self) -> None:
+        self._turning = False
+        self._pump()
+
+    def flush(self) -> None:
+        """Make what is written durable and release what waits for it."""
+        if not self.store.dirty:
+            return
+        self.step("before flush")
+        try:
+            self.store.flush()
+        except StoreFailed as error:
+            self.say(f"store failed: {error}")
+            raise Crashed(self.name) from error
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
+        if self.shell is not None:
+            self.shell.flushed()
+
+    def _pump(self) -> None:
+        """Carry out the replica's effects in their order."""
+        for _ in range(1_000):
+            effects = self.replica.take_effects()
+            again = self._carry_out(effects)
+            if not again:
+                break
+        else:
+            raise AssertionError(f"{self.name} never comes to rest")
+        self.flush()
+        self._check_windows()
+        self._wake_at(effects.wake_at_ms - START_MS)
+
+    def _carry_out(self, effects: Effects) -> bool:
+        """One round; whether there is more to do at once."""
+        if self._write_all(effects):
+            self._send_all(effects.frames)
+            refused = False
+        else:
+            for peer, data in effects.frames:
+                self.replica.taken(peer, len(data))
+            refused = True
+        for peer, origin, after, bytes_max in effects.reads:
+            raws = self.store.records_after(origin, after, bytes_max)
+            self.replica.records_read(peer, origin, raws, self._now())
+        for peer, row_key, bytes_max in effects.scans:
+            rows = self.store.scan_rows(row_key, bytes_max)
+            self.replica.rows_scanned(peer, row_key, rows, self._now())
+        for peer, payload in effects.session:
+            self.step("session frame")
+            if self.shell is not None:
+                self.shell.frame(peer, payload)
+        for peer, actor, hlc in effects.rollbacks:
+            self._rollback(peer, actor, hlc)
+        for peer, reason in effects.cuts:
+            self.cut(peer, reason)
+        return bool(refused or effects.reads or effects.scans)
+
+    def _write_all(self, effects: Effects) -> bool:
+        refused: set[int] = set()
+        for ops, covered in effects.rows:
+            self.store.accept_rows(ops, covered)
+            self.step("rows appended")
+        for raw, record in effects.writes:
+            try:
+                taken = self.store.accept(raw, record)
+            except ActorReused:
+                taken = False
+            if not taken and self.store.vv.get(record.actor, 0) < record.hlc:
+                refused.add(record.actor)
+            self.step("record appended")
+        for peer, actor, hlc, chain in effects.chains:
+            value = actor.to_bytes(8, "big") + hlc.to_bytes(8, "big") + chain
+            self.store.put(logformat.KIND_META, {_CHAIN + peer.encode(): value})
+        for origin in sorted(refused):
+            self.replica.refused(origin, self.store.vv.get(origin, 0), self._now())
+        if effects.frames or effects.rows or effects.writes or effects.reads:
+            self.flush()
+        return not refused
+
+    def _send_all(self, frames: Sequence[tuple[str, bytes]]) -> None:
+        for peer, data in frames:
+            link = self.links.get(peer)
+            if link is not None:
+                self._count_frame(data)
+                self.world.network.send(link.connection, self.name, data)
+            self.step(f"frame sent to {peer}")
+
+    def _count_frame(self, data: bytes) -> None:
+        self.world.trace.count("frame", type(decode_frame(data)).__name__)
+
+    def _check_windows(self) -> None:
+        limits = self.world.limits
+        bound = limits.window_bytes + 2 * limits.frame_bytes
+        for peer in self.replica.peers.values():
+            self.world.trace.count("mode", str(peer.mode))
+            if peer.window_bytes + peer.batch_bytes > bound:
+                self.problems.append(
+                    f"I11: {self.name} has {peer.window_bytes} bytes under way to {peer.node}, "
+                    f"the window is {limits.window_bytes}"
+                )
+
+    def _wake_at(self, when_ms: float) -> None:
+        now_ms = self.world.loop.now_ms
+        when_ms = min(max(when_ms, now_ms + 1.0), now_ms + 60_000.0)
+        if self._wake_ms <= now_ms or when_ms < self._wake_ms:
+            self._wake_ms = when_ms
+            self.world.loop.at(when_ms, self.life, self._tick)
+
+    def _tick(self) -> None:
+        if self.world.loop.now_ms < self._wake_ms:
+            return
+        now_ms = self._now()
+        if now_ms >= self._looked_ms + self.world.limits.heartbeat_ms:
+            self._looked_ms = now_ms
+            head = self.store.head
+            self.replica.chain = head if head[0] else None
+            if not self.store.dirty:
+                self.replica.digested(*self.store.digest())
+        self.replica.tick(now_ms)
+        self._pump()
+
+    def _rollback(self, peer: str, actor: int, hlc: int) -> None:
+        self.rollbacks += 1
+        self.world.trace.count("rule", "Rollback found")
+        self.say(f"Rollback: {peer} knows {actor & 0xFFFF:04x} up to {hlc}")
+        if not self.excused_rollbacks:
+            self.problems.append(
+                f"I2: {peer} knows more of {self.name}'s actor {actor & 0xFFFF:04x} than "
+                f"{self.name} does: something left it that was not durable"
+            )
+        if actor != self.store.actor:
+            return
+        self.store.renew_actor()
+        if self.shell is not None:
+            self.shell.actor_changed()
+        self.replica.new_actor(self.store.actor)
+        self.wake()
+
+    # --- links
+
+    def silent_ms(self, peer: str) -> int:
+        known = self.replica.peers.get(peer)
+        heard_ms = known.heard_ms if known is not None else self.heard_ms.get(peer)
+        return 1 << 40 if heard_ms is None else max(0, self.boot_ms() - heard_ms)
+
+    def _head_of(self, peer: str) -> tuple[int, int, bytes] | None:
+        raw = self.store.get(logformat.KIND_META, _CHAIN + peer.encode())
+        if raw is None:
+            return None
+        return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:16], "big"), raw[16:]
+
+    def dial_later(self, peer: str, *, first: bool = False) -> None:
+        if self.neighbours.get(peer):
+            backoff_ms = self.backoff_ms[peer]
+            self.backoff_ms[peer] = min(2 * backoff_ms, 1_500.0)
+            low_ms = 0.0 if first else 50.0
+            delay_ms = self.world.random.uniform(low_ms, backoff_ms)
+            self.world.loop.after(delay_ms, self.life, self._dial, peer)
+
+    def _dial(self, peer: str) -> None:
+        if peer in self.links or peer not in self.neighbours:
+            return
+        network = self.world.network
+        there = network.host(peer).life
+        if there is None or network.blocked(self.name, peer) or network.blocked(peer, self.name):
+            self.dial_later(peer)
+            return
+        self.flush()
+        connection = network.connect(self.name, peer)
+        network.send(connection, self.name, self.replica.greeting(self._head_of(peer)))
+        self.world.loop.after(DIAL_TIMEOUT_MS, self.life, self._dialled, connection, peer)
+
+    def _dialled(self, connection: Connection, peer: str) -> None:
+        link = self.links.get(peer)
+        if link is None or link.connection is not connection:
+            self.world.network.close(connection, self.name)
+        if link is None:
+            self.dial_later(peer)
+
+    def arrived(self, connection: Connection, data: bytes) -> None:
+        """A frame; the first one of a connection is a greeting."""
+        peer = connection.other(self.name)
+        link = self.links.get(peer)
+        if link is None or link.connection is not connection:
+            self._greeted(connection, peer, data)
+            return
+        self.heard_ms[peer] = self.boot_ms()
+        try:
+            self.replica.receive(peer, data, self._now())
+        except PeerError as error:
+            self.problems.append(f"{self.name} cuts {peer}: {error}")
+            self._refuse(connection, peer, error)
+            return
+        self.step(f"frame received to {peer}")
+        self.wake()
+
+    def _greeted(self, connection: Connection, peer: str, data: bytes) -> None:
+        answer: bytes | None = None
+        try:
+            greeting = decode_greeting(data)
+            if connection.dialler != self.name:
+                self.flush()
+                answer = self.replica.greeting(self._head_of(peer))
+            if not self._adopt(connection, peer):
+                self.world.network.close(connection, self.name)
+                return
+            self.replica.link_up(peer, greeting, self._now())
+        except PeerError as error:
+            self.say(f"refuses {peer}: {error}")
+            self.world.trace.count("rule", "greeting refused")
+            self._refuse(connection, peer, error)
+            return
+        self.greeted = True
+        self.links[peer] = Link(
+            connection, connection.dialler, answered=connection.dialler == self.name
+        )
+        self.backoff_ms[peer] = 200.0
+        self.say(f"link to {peer} is up")
+        if answer is not None:
+            self.world.network.send(connection, self.name, answer)
+        if self.shell is not None:
+            self.shell.link_up(peer)
+        self.replica.tick(self._now())
+        self.wake()
+
+    def _adopt(self, connection: Connection, peer: str) -> bool:
+        """Of duelling links the lower node id's stays."""
+        other = self.links.get(peer)
+        if other is None:
+            return True
+        if connection.dialler not in (other.dialler, min(peer, self.name)):
+            return False
+        self.cut(peer, "replaced by a newer link")
+        return True
+
+    def _refuse(self, connection: Connection, peer: str, error: PeerError) -> None:
+        frame = encode_frame(Error("PeerError", str(error)[:1_000]))
+        if self.name in connection.open:
+            self.world.network.send(connection, self.name, frame)
+            self.world.network.close(connection, self.name)
+        self._forget(peer, connection, str(error))
+        self.wake()
+
+    def ended(self, connection: Connection, reason: str) -> None:
+        self._forget(connection.other(self.name), connection, reason)
+
+    def sent(self, connection: Connection, size: int) -> None:
+        """The other end's socket has taken a frame of this node."""
+        peer = connection.other(self.name)
+        link = self.links.get(peer)
+        if link is None or link.connection is not connection:
+            return
+        if not link.answered:
+            link.answered = True
+            return
+        self.replica.taken(peer, size)
+        self.wake()
+
+    def cut(self, peer: str, reason: str) -> None:
+        link = self.links.get(peer)
+        if link is not None:
+            self.world.network.close(link.connection, self.name)
+            self._forget(peer, link.connection, reason)
+
+    def _forget(self, peer: str, connection: Connection, reason: str) -> None:
+        link = self.links.get(peer)
+        if link is None or link.connection is not connection:
+            return
+        self.say(f"link to {peer} is down: {reason}")
+        self.heard_ms[peer] = self.replica.peers[peer].heard_ms
+        del self.links[peer]
+        self.replica.link_down(peer, self._now())
+        self.dial_later(peer)
+        self.wake()

@@ -1,0 +1,452 @@
+"""A small store on a simulated disk: the production log format, rows and rules of recovery.
+
+What `roostd.store` does with files and LMDB this does with a `Disk`: a group a flush, an index
+that lags behind the log, replay from the index's position, the decision about a torn tail, the
+rule about actors (DESIGN 12.1). It has no admission and no bounds on memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from roost_crdt import digest, logformat
+from roost_crdt.errors import ActorReused, CorruptData
+from roost_crdt.hlc import Hlc, Stamp, hlc_from_ms
+from roost_crdt.logformat import OpenGroup, Secret, SegmentHeader
+from roost_crdt.record import (
+    CHAIN_START,
+    Record,
+    RowOp,
+    chain_next,
+    decode_record,
+    decode_rows,
+    encode_record,
+    record_hash,
+)
+from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_delta
+from roost_crdt.rows.layout import Rows, split_row_key
+
+from .disk import Disk
+
+SEGMENT_BYTES = 16 * 1024
+SEGMENTS_KEPT = 3
+CLEAN = b"clean"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
+_decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
+
+
+class StoreFailed(Exception):
+    """A sync failed: this process acknowledges nothing any more."""
+
+
+@dataclass(slots=True)
+class KeyRows:
+    type: int = 0
+    rows: Rows = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What opening the store found."""
+
+    replayed: int = 0
+    torn_bytes: int = 0
+    actor_before: int = 0
+    why_new_actor: str = ""
+
+
+class Store:
+    """One node's store; `step` is called between any two things that a crash could separate."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        now_ms: int,
+        random_bytes: Callable[[int], bytes],
+        step: Callable[[str], None],
+    ) -> None:
+        self.disk = disk
+        self.keys: dict[bytes, KeyRows] = {}
+        self.items: dict[int, dict[bytes, bytes]] = {}
+        self.vv: dict[int, int] = {}
+        self.clock = Hlc()
+        self.recovery = Recovery()
+        self.last_raw = b""
+        self.quarantined = 0
+        self.actors_reused = 0
+        self._step = step
+        self._random_bytes = random_bytes
+        self._group = OpenGroup()
+        self._open: list[tuple[int, bytes]] = []
+        self._records: dict[int, list[tuple[int, int, bytes, int]]] = {}
+        """Durable records that the log still holds, by origin: hlc, prev_hlc, raw, seq."""
+        self._starts: dict[int, int] = {}
+        """First seq of each segment."""
+        self._changed: dict[bytes, None] = {}
+        self._parts: dict[bytes, digest.Contribution] = {}
+        self._digest: tuple[int, bytes] | None = None
+        self._unapplied: list[tuple[int, bytes, int]] = []
+        self._identify()
+        self._recover()
+        self.clock.observe(hlc_from_ms(now_ms))
+
+    # --- opening
+
+    def _identify(self) -> None:
+        meta = self.disk.index.meta
+        if not meta:
+            meta[b"store_id"] = self._random_bytes(16)
+            meta[b"secret"] = self._random_bytes(logformat.SECRET_BYTES)
+            meta[b"actor"] = self._random_bytes(8)
+            meta[CLEAN] = b"1"
+            meta[b"file_id"] = self.disk.file_id
+        clean = meta.pop(CLEAN, None) is not None
+        why = ""
+        if meta[b"file_id"] != self.disk.file_id:
+            why = "the store's files are copies"
+        elif not clean and meta[b"boot_id"] != self.disk.boot_id:
+            why = "the machine stopped without a clean shutdown"
+        if why:
+            self.recovery.actor_before = int.from_bytes(meta[b"actor"], "big")
+            self.recovery.why_new_actor = why
+            meta[b"actor"] = self._random_bytes(8)
+        meta[b"boot_id"], meta[b"file_id"] = self.disk.boot_id, self.disk.file_id
+        self.store_id = meta[b"store_id"]
+        self.actor = int.from_bytes(meta[b"actor"], "big")
+        self._secret = Secret.from_bytes(meta[b"secret"])
+
+    def _recover(self) -> None:
+        index = self.disk.index
+        for name, (type_code, body) in index.rows.items():
+            key, part = split_row_key(name)
+            held = self.keys.setdefault(key, KeyRows(type_code))
+            held.rows[part] = decode_row(type_code, part, body)
+            self._changed[key] = None
+        self.items = {kind: dict(pairs) for kind, pairs in index.items.items()}
+        self.vv = dict(index.vv)
+        for hlc in self.vv.values():
+            self.clock.observe(hlc)
+        self.seq = self.durable_seq = self.applied_seq = index.applied_seq
+        self._head = index.head
+        if not self.disk.files:
+            if index.applied_seq:
+                raise CorruptData("the log is gone, but the index has applied some of it")
+            self._begin_segment(1, 1)
+            return
+        self._scan_log()
+        if self._head[0] != self.actor:
+            self._head = (self.actor, 0, CHAIN_START)
+
+    def _scan_log(self) -> None:
+        """Read every segment: what lies above the index's position is taken in again."""
+        index = self.disk.index
+        known_seq, next_seq, data, offset = index.applied_seq, 0, b"", 0
+        last = 0
+        """Where the last group begins."""
+        for number in sorted(self.disk.files):
+            data = bytes(self.disk.files[number])
+            header = logformat.decode_segment_header(data)
+            offset = logformat.SEGMENT_HEADER_BYTES
+            if header is None:
+                offset = 0
+                break
+            self._starts[number] = header.first_seq
+            next_seq = next_seq or header.first_seq
+            for group in logformat.scan(data, offset, next_seq, self._secret):
+                last, offset, next_seq = group.offset, group.end, group.last_seq + 1
+                known_seq = max(known_seq, group.synced_seq)
+                self._head = (group.actor, group.hlc, group.chain)
+                for entry in logformat.entries(data, group):
+                    if entry.seq > index.applied_seq:
+                        self._redo(entry.kind, entry.raw, entry.seq)
+                        self.recovery.replayed += 1
+                    self._note(entry.kind, entry.raw, entry.seq)
+        next_seq = next_seq or 1
+        tail = logformat.judge_tail(data, offset, next_seq, known_seq, self._secret)
+        number = max(self.disk.files)
+        if tail.torn_bytes:
+            self.disk.write(number, tail.offset, bytes(tail.torn_bytes))
+            self.disk.sync()
+            self.recovery.torn_bytes = tail.torn_bytes
+        self.seq = self.durable_seq = next_seq - 1
+        self._number, self._end = number, offset
+        self._make_sure(number, last)
+        if offset == 0:
+            self._write_header(number, next_seq)
+
+    def _make_sure(self, number: int, last: int) -> None:
+        """The last group may have been written and not synced by the life before: it is read from
+        the page cache, and from here on it counts as durable."""
+        file = self.disk.files[number]
+        self.disk.write(number, last, bytes(file[last : self._end]))
+        self.disk.sync()
+
+    def _redo(self, kind: int, raw: bytes, seq: int) -> None:
+        if kind == logformat.KIND_RECORD:
+            record = decode_record(raw, body_bytes_max=len(raw))
+            self._join(record.ops)
+            self._extend(record.actor, record.hlc)
+        elif kind == logformat.KIND_ROWS:
+            ops, vv = _decode_rows_entry(raw)
+            self._join(ops)
+            self._cover(vv)
+        else:
+            self._put(kind, dict(_decode_items(raw)))
+        self._unapplied.append((kind, raw, seq))
+
+    def _note(self, kind: int, raw: bytes, seq: int) -> None:
+        if kind == logformat.KIND_RECORD:
+            actor, hlc, prev_hlc = logformat.record_span(raw)
+            self._records.setdefault(actor, []).append((hlc, prev_hlc, raw, seq))
+
+    def _begin_segment(self, number: int, first_seq: int, size: int = 0) -> None:
+        self.disk.create(number, max(SEGMENT_BYTES, size + logformat.SEGMENT_HEADER_BYTES))
+        self._write_header(number, first_seq)
+
+    def _write_header(self, number: int, first_seq: int) -> None:
+        secret = self.disk.index.meta[b"secret"]
+        header = SegmentHeader(number, first_seq, self.store_id, secret)
+        self.disk.write(number, 0, logformat.encode_segment_header(header))
+        self._starts[number] = first_seq
+        self._number, self._end = number, logformat.SEGMENT_HEADER_BYTES
+
+    # --- reading
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """`(hlc, chain)` of the own actor as of what is durable."""
+        return self._durable_head[1:] if self._open else self._head[1:]
+
+    _durable_head: tuple[int, int, bytes] = (0, 0, CHAIN_START)
+
+    def key_rows(self, key: bytes) -> KeyRows:
+        return self.keys.get(key) or KeyRows()
+
+    def get(self, kind: int, key: bytes) -> bytes | None:
+        return self.items.get(kind, {}).get(key)
+
+    def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        pairs = self.items.get(kind, {})
+        names = sorted(name for name in pairs if name.startswith(prefix) and name > after)
+        return [(name, pairs[name]) for name in names[:limit]]
+
+    def scan_rows(self, after: bytes, bytes_max: int) -> list[RowOp]:
+        self.flush()
+        found: list[RowOp] = []
+        size = 0
+        for key in sorted(self.keys):
+            held = self.keys[key]
+            for part in sorted(held.rows):
+                name = key + b"\0" + part
+                if name > after and size < bytes_max:
+                    body = encode_row(held.type, part, held.rows[part])
+                    found.append(RowOp(name, held.type, body))
+                    size += len(name) + len(body)
+        found.sort()
+        return found
+
+    def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes] | None:
+        held = self._records.get(origin, [])
+        found: list[bytes] = []
+        size, at = 0, hlc
+        for record_hlc, prev_hlc, raw, _ in held:
+            if record_hlc <= at:
+                continue
+            if prev_hlc > at or (found and size + len(raw) > bytes_max):
+                break
+            found.append(raw)
+            size += len(raw)
+            at = record_hlc
+        waits = any(kind == logformat.KIND_RECORD for kind, _ in self._open)
+        if found or self.vv.get(origin, 0) <= hlc or (waits and (not held or held[-1][0] <= hlc)):
+            return found
+        return None
+
+    def digest(self) -> tuple[bytes, dict[int, int]]:
+        """The root over what is live, and the version vector that it covers."""
+        if self._digest is None or self._digest[0] != self.seq:
+            for key in self._changed:
+                held = self.keys[key]
+                self._parts[key] = digest.contribution(held.type, key, held.rows)
+            self._changed.clear()
+            buckets = [0] * digest.BUCKETS
+            for key, part in self._parts.items():
+                bucket = digest.bucket_of(key)
+                buckets[bucket] = (buckets[bucket] + part.live) % digest.MODULUS
+            self._digest = (self.seq, bytes.fromhex(digest.root(buckets, {}, 0)))
+        return self._digest[1], dict(self.vv)
+
+    # --- writing
+
+    def stamp(self, now_ms: int) -> Stamp:
+        return self.clock.tick(now_ms), self.actor
+
+    def commit(self, stamp: Stamp, ops: Sequence[tuple[bytes, int, Delta]]) -> Record:
+        """One record of this node; durable after `flush`."""
+        hlc, actor = stamp
+        assert actor == self.actor
+        row_ops = tuple(
+            RowOp(key + b"\0" + part, type_code, encode_row(type_code, part, row))
+            for key, type_code, delta in ops
+            for part, row in delta.items()
+        )
+        record = Record(actor, hlc, self.vv.get(actor, 0), row_ops)
+        raw = encode_record(record)
+        self._append(logformat.KIND_RECORD, raw)
+        self._head = (actor, hlc, chain_next(self._head[2], record_hash(raw)))
+        for key, type_code, delta in ops:
+            held = self.keys.setdefault(key, KeyRows(type_code))
+            held.type = type_code
+            held.rows.update(delta)
+            self._changed[key] = None
+        self._extend(actor, hlc)
+        self.last_raw = raw
+        return record
+
+    def accept(self, raw: bytes, record: Record) -> bool:
+        """A neighbour's record, verbatim, iff it extends the version vector."""
+        if not record.prev_hlc <= self.vv.get(record.actor, 0) < record.hlc:
+            return False
+        if record.actor == self.actor:
+            raise ActorReused(f"a neighbour holds records of actor {record.actor:x}")
+        self._append(logformat.KIND_RECORD, raw)
+        self._join(record.ops)
+        self._extend(record.actor, record.hlc)
+        return True
+
+    def accept_rows(self, ops: Sequence[RowOp], vv: Mapping[int, int]) -> None:
+        self._append(logformat.KIND_ROWS, _encode((ops, vv)))
+        self._join(ops)
+        self._cover(vv)
+
+    def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int:
+        self._append(kind, _encode(list(items.items())))
+        self._put(kind, items)
+        return self.seq
+
+    def renew_actor(self) -> int:
+        """Give up the actor (a neighbour found it rolled back or cloned); the old one."""
+        self.flush()
+        before = self.actor
+        self.actor = int.from_bytes(self._random_bytes(8), "big")
+        self.disk.index.meta[b"actor"] = self.actor.to_bytes(8, "big")
+        self._head = (self.actor, 0, CHAIN_START)
+        return before
+
+    def flush(self) -> None:
+        """One write and one sync for the open group. StoreFailed is final."""
+        if not self._open:
+            return
+        seq = self.durable_seq + 1
+        data = self._group.encode(self._secret, seq, self.durable_seq, *self._head)
+        if self._end + len(data) > len(self.disk.files[self._number]):
+            self._begin_segment(self._number + 1, seq, len(data))
+        self.disk.write(self._number, self._end, data)
+        self._step("log written")
+        try:
+            self.disk.sync()
+        except OSError as error:
+            raise StoreFailed(str(error)) from error
+        self._step("log synced")
+        self._end += len(data)
+        for at, (kind, raw) in enumerate(self._open):
+            self._note(kind, raw, seq + at)
+            self._unapplied.append((kind, raw, seq + at))
+        self.durable_seq = self.seq
+        self._group, self._open = OpenGroup(), []
+
+    def apply(self) -> None:
+        """What the applier's thread does: the index catches up in one transaction; old log goes."""
+        if not self._unapplied:
+            return
+        index = self.disk.index
+        fresh = index.copy()
+        durable = {name for kind, raw, _ in self._unapplied for name in _row_keys(kind, raw)}
+        if not self._open:
+            for name in durable:
+                key, part = split_row_key(name)
+                held = self.keys[key]
+                fresh.rows[name] = (held.type, encode_row(held.type, part, held.rows[part]))
+            fresh.items = {kind: dict(pairs) for kind, pairs in self.items.items()}
+            fresh.vv = dict(self.vv)
+            fresh.applied_seq = self.applied_seq = self.durable_seq
+            fresh.position = (self._number, self._end)
+            fresh.head = self._head
+            self._unapplied.clear()
+            self.disk.index = fresh
+            self._trim()
+
+    def close(self) -> None:
+        """A clean shutdown."""
+        self.flush()
+        self.apply()
+        self.disk.index.meta[CLEAN] = b"1"
+
+    def _trim(self) -> None:
+        numbers = sorted(self._starts)
+        while len(numbers) > SEGMENTS_KEPT and self._starts[numbers[1]] - 1 <= self.applied_seq:
+            number = numbers.pop(0)
+            del self._starts[number]
+            self.disk.delete(number)
+        first_seq = self._starts[numbers[0]]
+        for records in self._records.values():
+            while records and records[0][3] < first_seq:
+                del records[0]
+
+    # --- inside
+
+    def _append(self, kind: int, raw: bytes) -> None:
+        if not self._open:
+            self._durable_head = self._head
+        self._group.append(kind, raw)
+        self._open.append((kind, raw))
+        self.seq += 1
+
+    def _join(self, ops: Sequence[RowOp]) -> None:
+        for decoded in decode_rows(ops):
+            held = self.keys.setdefault(decoded.key, KeyRows(decoded.type))
+            if held.type != decoded.type:
+                self.quarantined += 1
+                continue
+            try:
+                changed = join_delta(held.type, held.rows, {decoded.part: decoded.row})
+            except StampReused as error:
+                changed = error.kept
+                self.actors_reused += 1
+            held.rows.update(changed)
+            self._changed[decoded.key] = None
+
+    def _extend(self, actor: int, hlc: int) -> None:
+        self.vv[actor] = hlc
+        self.clock.observe(hlc)
+
+    def _cover(self, vv: Mapping[int, int]) -> None:
+        for actor, hlc in vv.items():
+            if hlc > self.vv.get(actor, 0):
+                self._extend(actor, hlc)
+
+    def _put(self, kind: int, items: Mapping[bytes, bytes | None]) -> None:
+        pairs = self.items.setdefault(kind, {})
+        for key, value in items.items():
+            if value is None:
+                pairs.pop(key, None)
+            else:
+                pairs[key] = value
+
+
+def _row_keys(kind: int, raw: bytes) -> list[bytes]:
+    if kind == logformat.KIND_RECORD:
+        return [op.row_key for op in decode_record(raw, body_bytes_max=len(raw)).ops]
+    if kind == logformat.KIND_ROWS:
+        return [op.row_key for op in _decode_rows_entry(raw)[0]]
+    return []
