@@ -83,7 +83,7 @@ class Node:
         self._ticking: asyncio.Task[None] | None = None
         self._data = str(config.node.data.resolve())
         self._pid_ns = _pid_namespace()
-        self._told: tuple[int, tuple[bytes, Mapping[int, int]]] | None = None
+        self._told: tuple[int, str, tuple[bytes, Mapping[int, int]]] | None = None
 
     # --- life ---
 
@@ -346,7 +346,7 @@ class Node:
     def cluster(self) -> dict[str, Any]:
         """GET /v1/cluster."""
         store = self.store
-        _, root = store.digest()
+        _, root = store.digest(self.now_ms())
         links = [
             {
                 "peer": link.peer,
@@ -427,10 +427,10 @@ class Node:
         self.gossip.new_actor(actor)
 
     def _digest(self) -> tuple[bytes, Mapping[int, int]] | None:
-        seq, root = self.store.digest()
-        if self._told is None or self._told[0] != seq:
-            self._told = (seq, (bytes.fromhex(root), self.store.digest_buckets()[0]))
-        return self._told[1]
+        seq, root = self.store.digest(self.now_ms())
+        if self._told is None or self._told[:2] != (seq, root):
+            self._told = (seq, root, (bytes.fromhex(root), self.store.digest_buckets()[0]))
+        return self._told[2]
 
     def _store_failed(self, error: BaseException) -> None:
         log.critical("the store failed; nothing more is acknowledged: %s", error)
