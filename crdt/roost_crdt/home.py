@@ -77,7 +77,7 @@ def decode_meta(raw: bytes) -> Meta:
     """Raises CorruptData."""
     try:
         return _meta_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData(f"a session's stored head cannot be read: {error}") from error
 
 

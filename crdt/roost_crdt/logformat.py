@@ -316,7 +316,7 @@ def record_span(raw: bytes) -> tuple[int, int, int]:
     """Actor, hlc, prev_hlc of an encoded record, without its operations. CorruptData."""
     try:
         actor, hlc, prev_hlc, _ = _PEEK.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptData(f"not a record: {exc}") from exc
     return actor, hlc, prev_hlc
 

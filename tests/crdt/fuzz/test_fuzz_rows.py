@@ -87,7 +87,8 @@ def show(type_code: int, rows: Rows) -> Any:
         assert all(values.map_field(rows, name, now_ms) == shown[name] for name in shown)
     elif type_code == TYPE_RATE:
         shown = values.rate_estimate(rows, now_ms, 60_000)
-    return values.exists(type_code, rows, now_ms), values.expires_ms(type_code, rows), shown
+    values.dead_parts(type_code, rows, now_ms)
+    return values.exists(type_code, rows, now_ms), values.expires_ms(type_code, rows, now_ms), shown
 
 
 def kept(type_code: int, part: bytes, a: Row, b: Row) -> Row:
