@@ -36,7 +36,7 @@ from roostd.sessions.erasure import Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
 from roostd.sessions.local import Local
-from roostd.sessions.takeover import Takeover
+from roostd.sessions.takeover import YIELD, Takeover
 from roostd.sessions.types import Answer, Request, ServedBy
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ class Sessions:
             "session.adopt": self.handover.remote_adopt,
             "session.erase": self._remote_erase,
             "session.ping": self._remote_ping,
+            YIELD: self._takeover.remote_yield,
         }
 
     async def _remote_do(self, peer: str, args: dict[str, Any]) -> Any:
@@ -258,7 +259,9 @@ class Sessions:
         if meta.home == context.node:
             held = context.shelf.live(sid)
             if held is None:
-                return await self._lost(request, meta)
+                if not await self._takeover.yield_to_standby(meta):
+                    return await self._lost(request, meta)
+                return await self._forward(request, claims, self._known(sid, meta), hops, origin)
             await self._takeover.confirm(held)
             if held.meta.home == context.node:
                 served_by: ServedBy = "home" if hops == 0 else "forwarded"
@@ -266,7 +269,10 @@ class Sessions:
         copy = self._read_copy(sid, request, claims)
         if copy is not None:
             return copy
-        return await self._forward(request, claims, context.shelf.meta(sid) or meta, hops, origin)
+        return await self._forward(request, claims, self._known(sid, meta), hops, origin)
+
+    def _known(self, sid: str, otherwise: Meta) -> Meta:
+        return self._context.shelf.meta(sid) or otherwise
 
     def _read_copy(self, sid: str, request: Request, claims: Claims | None) -> Answer | None:
         """A read from a copy that provably has what the bearer saw: no round trip."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from roost_crdt.errors import RoostError
+from roost_crdt.home import Meta
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.stream import Stream
 from roostd.sessions.context import Context
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 PROBE_DEADLINE_MS = 500
 CONFIRM_DEADLINE_MS = 1_000
+YIELD = "session.yield"
 
 
 class Takeover:
@@ -58,6 +61,38 @@ class Takeover:
         await context.durable()
         log.warning("session %s: took over from %s, which is silent", sid, home)
         return True
+
+    async def yield_to_standby(self, meta: Meta) -> bool:
+        """This node is named home and holds nothing (its store is new): the standby takes over."""
+        context = self._context
+        if meta.standby is None or meta.standby == context.node:
+            return False
+        args = {"sid": meta.sid}
+        try:
+            found = await context.neighbours.call(
+                meta.standby, YIELD, args, deadline_ms=CONFIRM_DEADLINE_MS
+            )
+        except RoostError as error:
+            log.info("session %s: standby %s: %s", meta.sid, meta.standby, error.message)
+            return False
+        if found is None:
+            return False
+        context.shelf.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
+        return True
+
+    async def remote_yield(self, peer: str, args: dict[str, Any]) -> Any:
+        """Home itself says that it lost the session: become home; the epoch, or None."""
+        context = self._context
+        live = context.shelf.live(str(args.get("sid", "")))
+        if live is None:
+            return None
+        if live.meta.home == peer and live.meta.standby == context.node:
+            live.enter_epoch(context.node, peer, context.now_ms())
+            live.confirmed = context.shelf.generation
+            self._stream.offer(live)
+            await context.durable()
+            log.warning("session %s: took over from %s, which has lost it", live.meta.sid, peer)
+        return [list(live.meta.epoch), live.meta.standby]
 
     async def confirm(self, live: SessionCopy) -> None:
         """After a start or a pause, ask the standby whether this node is still home."""
