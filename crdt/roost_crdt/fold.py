@@ -178,13 +178,13 @@ class Fold:
 
     def _add_step(self, key: str, leaf: bytes) -> None:
         held = self._raw_steps.get(key)
+        if held == leaf:
+            return
+        place, body = read_step(key, leaf)
         if held is not None:
-            if held == leaf:
-                return
             self.collisions += 1
             if held > leaf:
                 return
-        place, body = read_step(key, leaf)
         self._raw_steps[key] = leaf
         steps = self._steps.setdefault(place.call, [])
         steps[:] = [step for step in steps if step[0] != place]

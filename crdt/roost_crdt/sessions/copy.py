@@ -155,6 +155,8 @@ class SessionCopy:
         if any(brought.get(key) != leaf for key, leaf in frame.entries.items()):
             raise CorruptData(f"session {frame.sid}: the plain view is not that of the update")
         with self._all_or_nothing():
+            if frame.epoch != self.meta.epoch:
+                self._document = None  # another epoch, another client id
             compact = frame.n - self.meta.base_n >= COMPACT_UPDATES
             document = self.document if compact else self._document
             if document is not None:
@@ -165,6 +167,7 @@ class SessionCopy:
                 standby=frame.standby,
                 n=frame.n,
                 chain=chain_next(frame.prev_chain, frame.update),
+                acked_n=0,
                 turn=frame.turn,
                 used_ms=frame.at_ms,
                 held=True,
@@ -180,7 +183,8 @@ class SessionCopy:
     def replace(self, frame: Whole) -> None:
         """Take the whole document in place of what is held here. Raises CorruptData."""
         document = Document(client_id(frame.epoch[0], self._actor, frame.sid), self._limits)
-        changes = document.apply(frame.document, outside=True)
+        # Not `outside`: it may bring back what this node wrote as a home of the same number.
+        changes = document.apply(frame.document)
         with self._all_or_nothing():
             self.meta = Meta(
                 sid=frame.sid,

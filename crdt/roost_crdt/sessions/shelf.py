@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -91,6 +92,18 @@ class Shelf:
                 continue
             total -= live.size_bytes
             del self.lives[sid]
+
+    @contextmanager
+    def arriving(self, meta: Meta) -> Iterator[SessionCopy]:
+        """The copy held here, or an empty one that is kept only if the first step is taken."""
+        live = self.live(meta.sid)
+        if live is not None:
+            yield live
+            return
+        live = SessionCopy(meta, self.table, self.actor, self.limits)
+        yield live
+        self.stubs.pop(meta.sid, None)
+        self.adopt(live)
 
     def new_live(self, meta: Meta) -> SessionCopy:
         """An empty copy, in memory only until its first step is stored."""

@@ -245,43 +245,42 @@ class Stream:
                 self.erase_here(frame.sid, frame.at_ms)
 
     def _on_update(self, peer: str, frame: Update) -> None:
-        meta = self._see_epoch(peer, frame)
-        if meta is not None and meta.unmerged:
-            return
-        match judge_update(meta, frame.epoch, frame.n, frame.prev_chain):
-            case Verdict.APPEND:
-                live = self._shelf.live(frame.sid)
-                if live is None:
-                    live = self._shelf.new_live(
-                        Meta(frame.sid, frame.epoch, frame.standby, used_ms=frame.at_ms)
-                    )
+        verdict = judge_update(self._as_shown(frame), frame.epoch, frame.n, frame.prev_chain)
+        if verdict is Verdict.APPEND:
+            with self._shelf.arriving(
+                Meta(frame.sid, frame.epoch, frame.standby, used_ms=frame.at_ms)
+            ) as live:
                 live.append(frame)
-                self._acknowledge(peer, live)
+            self._acknowledge(peer, live)
+            return
+        meta = self._see_epoch(frame)
+        if meta is not None and meta.unmerged:
+            return  # what is held here must reach the new home first
+        match verdict:
             case Verdict.DUPLICATE:
-                live = self._shelf.live(frame.sid)
-                assert live is not None, "a duplicate is of something held"
-                self._acknowledge(peer, live)
+                held = self._shelf.live(frame.sid)
+                assert held is not None, "a duplicate is of something held"
+                self._acknowledge(peer, held)
             case Verdict.WANT:
                 self._want(peer, frame.sid, frame.epoch)
             case Verdict.DEPOSED:
                 self._depose(peer, frame.sid)
 
     def _on_whole(self, peer: str, frame: Whole) -> None:
-        meta = self._see_epoch(peer, frame)
-        if meta is not None and (meta.epoch > frame.epoch):
+        meta = self._as_shown(frame)
+        if meta is not None and meta.epoch > frame.epoch:
             self._depose(peer, frame.sid)
             return
         if meta is not None and meta.unmerged:
-            return  # what is held here must reach the new home first
-        live = self._shelf.live(frame.sid) or self._shelf.new_live(
-            Meta(frame.sid, frame.epoch, frame.standby)
-        )
-        live.replace(frame)
+            self._see_epoch(frame)
+            return
+        with self._shelf.arriving(Meta(frame.sid, frame.epoch, frame.standby)) as live:
+            live.replace(frame)
         self._wanted.pop(frame.sid, None)
         self._acknowledge(peer, live)
 
     def _on_offer(self, peer: str, frame: Offer) -> None:
-        meta = self._see_epoch(peer, frame)
+        meta = self._see_epoch(frame)
         if meta is not None and meta.unmerged:
             return
         match judge_offer(meta, frame):
@@ -347,7 +346,18 @@ class Stream:
 
     # --- shared steps ---
 
-    def _see_epoch(self, peer: str, frame: Update | Whole | Offer) -> Meta | None:
+    def _as_shown(self, frame: Update | Whole) -> Meta | None:
+        """The head as it will be once the frame's epoch is learnt; nothing is learnt yet.
+
+        What turns out to be corrupt must not have deposed anybody.
+        """
+        meta = self._shelf.meta(frame.sid)
+        if meta is None or not meta.held or frame.epoch <= meta.epoch:
+            return meta
+        unmerged = meta.unmerged or meta.home == self._shelf.node != frame.epoch[1]
+        return msgspec.structs.replace(meta, epoch=frame.epoch, unmerged=unmerged)
+
+    def _see_epoch(self, frame: Update | Whole | Offer) -> Meta | None:
         """The head in force after a home's frame showed its epoch."""
         meta = self._shelf.meta(frame.sid)
         if meta is not None and meta.held and frame.epoch > meta.epoch:
