@@ -280,20 +280,20 @@ class Keys:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """All writes inside become one record. An error inside drops none that was made before."""
+        """All writes inside become one record; an error that leaves it undoes them all."""
         if self._batch is not None:
             yield
             return
         self._batch, self._batch_stamp = {}, None
         try:
             yield
-        finally:
             batch, stamp = self._batch, self._batch_stamp
+        finally:
             self._batch = self._batch_stamp = None
-            ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
-            if ops:
-                assert stamp is not None, "a batch with writes has a stamp"
-                self._committed(self._store.commit(stamp, ops))
+        ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
+        if ops:
+            assert stamp is not None, "a batch with writes has a stamp"
+            self._committed(self._store.commit(stamp, ops))
 
     # --- inside ---
 
