@@ -324,6 +324,13 @@ class _Reader:
         type_ = self.type(consistency)
         self.refuse_misplaced(type_, consistency)
         period, period_ms = self.period() if type_ == "quota" else ("", 0)
+        durability = self.choice("durability", ("disk", "standby"), "disk")
+        if durability == "standby" and consistency == "eventually-global" and not warning:
+            warning = (
+                f'[{self.name}] durability = "standby" is kept for sessions only in this release: '
+                "a write is acknowledged after this node's disk and reaches the others within "
+                "moments"
+            )
         return Policy(
             name=self.name,
             readers=readers,
@@ -338,7 +345,7 @@ class _Reader:
             period_ms=period_ms,
             residency=self.strings("residency", REGIONS_MAX),
             on_loss=self.choice("on_loss", ("error", "recreate"), "error"),
-            durability=self.choice("durability", ("disk", "standby"), "disk"),
+            durability=durability,
             float_=self.flag("float"),
             counter_fields=self.choice("fields", ("value", "counter"), "value") == "counter",
             match=self.globs(),

@@ -97,9 +97,7 @@ class SessionCopy:
 
         Raises TooLarge when the document would pass its bound (a summary makes room).
         """
-        if self.meta.actor != self._actor:
-            # Under the old actor's epoch this one could write an entry that exists elsewhere.
-            self.enter_epoch(self.meta.home, self.meta.standby, now_ms)
+        self.own_epoch(now_ms)
         added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
         if self.document.size_bytes + added > self._limits.session_bytes_max:
             raise TooLarge(
@@ -109,6 +107,14 @@ class SessionCopy:
         with self._all_or_nothing():
             update = self.document.write(entries, fields)
             return self._step(update, entries, fields, now_ms)
+
+    def own_epoch(self, now_ms: int) -> None:
+        """Home writes under an epoch of its present actor: call it before entries are made.
+
+        Under an earlier actor's epoch it could write an entry that exists elsewhere.
+        """
+        if self.meta.actor != self._actor:
+            self.enter_epoch(self.meta.home, self.meta.standby, now_ms)
 
     def merge(self, document: bytes, now_ms: int) -> Update | None:
         """Take in what a former home holds; None if nothing was new. Raises CorruptData."""

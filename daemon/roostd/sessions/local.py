@@ -9,7 +9,14 @@ from typing import Any
 import msgspec
 
 from roost_crdt import fold
-from roost_crdt.errors import BadRequest, CallConflict, TurnConflict, WrongType
+from roost_crdt.errors import (
+    BadRequest,
+    CallConflict,
+    TurnConflict,
+    Unavailable,
+    UnknownOutcome,
+    WrongType,
+)
 from roost_crdt.home import Update
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.stream import Stream
@@ -35,6 +42,7 @@ log = logging.getLogger(__name__)
 
 ACK_SLACK_MS = 100
 CALL_BYTES_MAX = 128
+STANDBY_WAIT_MS = 3_000
 
 
 class Local:
@@ -142,7 +150,7 @@ class Local:
     ) -> Committed:
         """One turn: durable here before the answer, streamed to the standby after it."""
         context = self._context
-        fields = self._put_fields(live, request)
+        self._check_put(request)
         stale = self.stale_turns(live, claims)
         first = live.fold.find_turn_id(request.turn_id)
         if first is None:
@@ -151,8 +159,11 @@ class Local:
                     raise self._conflict(live, request, claims)
                 if request.on_conflict == "fork":
                     return await self._commit_forked(live, request, claims, origin)
+            self._check_standby(live)
             await self._await_previous_turn(live)
+            self.check_home(live)
             now_ms = context.now_ms()
+            live.own_epoch(now_ms)
             head = live.fold.turn
             turn = live.head_turn() + 1
             entry = fold.turn_entry(
@@ -163,16 +174,15 @@ class Local:
                 messages=request.messages,
                 at_ms=now_ms,
             )
-            update = live.write(dict([entry]), fields, now_ms)
+            update = live.write(dict([entry]), self._put_fields(live, request), now_ms)
             self._publish(live, update)
             live.turn_n = update.n
             live.follow = live.follow.counted(origin if origin != context.node else "")
-            if context.durable_at_standby():
-                await context.durable()
-                await self._delivery.acknowledged(live, update.n, self._ack_wait_ms(live))
         else:
             turn = first.turn
         await context.durable()
+        if context.durable_at_standby():
+            await self._await_standby(live, request, turn)
         return Committed(
             sid=live.meta.sid,
             token=context.token(live),
@@ -215,11 +225,12 @@ class Local:
         if tool is None:
             raise BadRequest(f"call {request.call}: the first begun names its tool")
         now_ms = self._context.now_ms()
+        live.own_epoch(now_ms)
         entry = fold.call_entry(
             request.call,
             attempt,
             request.status,
-            epoch,
+            live.meta.epoch,
             tool=tool,
             args=args or b"null",
             result=request.result,
@@ -273,8 +284,34 @@ class Local:
         onto = msgspec.structs.replace(request, base=None, on_conflict="append")
         return await self.commit(child, onto, None, origin)
 
-    def _put_fields(self, live: SessionCopy, request: Commit) -> dict[str, bytes]:
-        fields: dict[str, bytes] = {}
+    def check_home(self, live: SessionCopy) -> None:
+        """Raises Unavailable if the session moved while the request waited."""
+        if live.meta.home != self._context.node:
+            raise Unavailable(
+                f"session {live.meta.sid} has just moved to {live.meta.home}; try again",
+                retry_after_ms=50,
+            )
+
+    def _check_standby(self, live: SessionCopy) -> None:
+        """Under durability "standby" a turn that nobody else can hold is refused beforehand."""
+        if self._context.durable_at_standby() and not self._ack_wait_ms(live):
+            raise Unavailable(
+                f"session {live.meta.sid} needs its standby's disk (durability) and "
+                f"{live.meta.standby or 'no standby'} is not up; try again",
+                retry_after_ms=1_000,
+            )
+
+    async def _await_standby(self, live: SessionCopy, request: Commit, turn: int) -> None:
+        """Raises UnknownOutcome if the standby does not acknowledge the turn in time."""
+        if not await self._delivery.acknowledged(live, live.turn_n, STANDBY_WAIT_MS):
+            raise UnknownOutcome(
+                f"turn {turn} of session {live.meta.sid} is on disk here, and its standby "
+                f"{live.meta.standby} has not acknowledged it; commit it again with the same "
+                "turn_id",
+                request_id=request.turn_id,
+            )
+
+    def _check_put(self, request: Commit) -> None:
         table = self._context.policies().policies
         for name, values in request.put.items():
             policy = table.get(name)
@@ -284,14 +321,17 @@ class Local:
                     f"put names {name!r}, which is no session-local map policy; "
                     f"there are: {', '.join(known) or 'none'}"
                 )
-            for field_name, value in values.items():
+            for field_name in values:
                 if len(field_name.encode()) > self._context.limits.field_bytes_max:
                     raise BadRequest(f"put.{name}: a field name is too long")
-                key, leaf = live.fold.put_field(
-                    name, field_name, live.meta.epoch, value, self._context.now_ms()
-                )
-                fields[key] = leaf
-        return fields
+
+    def _put_fields(self, live: SessionCopy, request: Commit) -> dict[str, bytes]:
+        now_ms = self._context.now_ms()
+        return dict(
+            live.fold.put_field(policy, name, live.meta.epoch, value, now_ms)
+            for policy, values in request.put.items()
+            for name, value in values.items()
+        )
 
     async def _await_previous_turn(self, live: SessionCopy) -> None:
         """A lost region must cost at most one turn: the one before this is at the standby first.

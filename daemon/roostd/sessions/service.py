@@ -323,25 +323,18 @@ class Sessions:
                 answer = self._local.show(live, request, claims, served_by)
             case types.Commit():
                 async with self._context.lock(live):
-                    self._still_home(live)
+                    self._local.check_home(live)
                     answer = await self._local.commit(live, request, claims, origin)
                 self._follow(live)
             case types.CallStep():
                 async with self._context.lock(live):
-                    self._still_home(live)
+                    self._local.check_home(live)
                     answer = await self._local.call(live, request)
             case types.Fork():
                 answer = await self._local.fork(live, request)
             case types.EraseRequest():
                 answer = types.Erased(await self._erasure.everywhere(live.meta.sid))
         return answer
-
-    def _still_home(self, live: SessionCopy) -> None:
-        if live.meta.home != self._context.node:
-            raise Unavailable(
-                f"session {live.meta.sid} has just moved to {live.meta.home}; try again",
-                retry_after_ms=50,
-            )
 
     async def _begin(self, sid: str) -> types.Opened:
         """A new session: here, or in a region that residency allows."""
