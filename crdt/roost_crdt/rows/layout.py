@@ -65,6 +65,9 @@ TAG_FIELD_COUNTER: Final = 9
 TAG_WINDOW: Final = 10
 TAG_DOC: Final = 11
 
+RESERVED: Final = b"\x01"
+"""Keys that begin so are the cluster's own (see roost_crdt.members): replicated, never shown."""
+
 HEAD: Final[Part] = bytes([TAG_HEAD])
 VALUE: Final[Part] = bytes([TAG_VALUE])
 
@@ -103,13 +106,15 @@ class StampReused(ActorReused):
 
 
 def check_key(key: bytes) -> None:
-    """Raise BadRequest unless `key` can name state: 1 to 200 bytes, no NUL."""
+    """Raise BadRequest unless `key` can name a client's state: 1 to 200 bytes, no NUL."""
     if not key:
         raise BadRequest("the key is empty")
     if len(key) > KEY_BYTES_MAX:
         raise BadRequest(f"the key has {len(key)} bytes; at most {KEY_BYTES_MAX} are allowed")
     if 0 in key:
         raise BadRequest("the key contains a NUL byte")
+    if key.startswith(RESERVED):
+        raise BadRequest("keys that begin with the byte 1 are the cluster's own")
 
 
 def row_key(key: bytes, part: Part) -> bytes:

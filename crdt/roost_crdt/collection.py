@@ -1,0 +1,150 @@
+"""Collection of dead rows: when it can no longer bring anything back (DESIGN 7).
+
+A tombstone may go once nothing older than it can still arrive. "Every member holds the tombstone"
+is not enough: an older put may be in flight between two others and would enter as new here. So:
+
+    1. Scan for rows that are dead and older than the grace period; remember each with its hash.
+    2. VV0 = the own vector. Wait until every member has reported to hold VV0. From its report on,
+       a member's writes are later than every tombstone in VV0.
+    3. J = the join of those reports: all that was written before them. Wait until it is here.
+    4. Drop the rows that are still as they were, and raise gc_floor to VV0.
+
+Whom step 2 waits for is read from the roster each time. Someone who entered meanwhile is waited
+for too. If someone was removed, the round begins again: only a member that knows of the removal
+no longer takes what the removed one had in flight.
+
+Reports are left out of VV0 (`Roster.content`); they are never dead, and would chase each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from hashlib import blake2b
+
+from .hlc import hlc_ms
+from .members import Member, Roster, VersionVector, covers, join
+from .rows import encode_row, row_hlc
+from .rows.layout import HEAD, RESERVED, TAG_WINDOW, TYPE_RATE, Part, Rows
+from .values import dead_parts
+
+__all__ = ["Collection", "Stage", "dead_rows"]
+
+
+class Stage(StrEnum):
+    SCAN = "scan"
+    """Looking for what could go."""
+    REPORTS = "reports"
+    """Waiting until every member has reported VV0."""
+    JOIN = "join"
+    """Waiting until this node holds all that the reports cover."""
+    DROP = "drop"
+    """What is still the same may go."""
+
+
+def dead_rows(
+    type_code: int, key: bytes, rows: Rows, now_ms: int, grace_ms: int
+) -> dict[Part, bytes]:
+    """Parts of a key that may go one day, each with a hash of its row.
+
+    `now_ms` is the time at which no node's clock shows them any more: the wall clock less
+    `clock_offset_max_ms`. Rate windows need no grace, nobody writes them late.
+    """
+    if key.startswith(RESERVED):
+        return {}
+    old_ms = now_ms - grace_ms
+    found: dict[Part, bytes] = {}
+    for part in dead_parts(type_code, rows, now_ms):
+        row = rows[part]
+        window = type_code == TYPE_RATE and part[0] == TAG_WINDOW
+        if window or hlc_ms(row_hlc(type_code, part, row)) <= old_ms:
+            body = encode_row(type_code, part, row)
+            found[part] = blake2b(body, digest_size=16).digest()
+    if len(found) < len(rows):
+        found.pop(HEAD, None)  # it hides rows that stay
+    return found
+
+
+class Collection:
+    """One node's round. Reads the roster, changes nothing; the shell scans, drops and stores."""
+
+    def __init__(self, node: str, roster: Roster, rows_max: int) -> None:
+        self.node = node
+        self.roster = roster
+        self.rows_max = rows_max
+        self.stage = Stage.SCAN
+        self.vv0: dict[int, int] = {}
+        self.candidates: dict[bytes, dict[Part, bytes]] = {}
+        """Key -> part -> hash of the row."""
+        self.count = 0
+        self._joined: dict[int, int] = {}
+        self._reported: frozenset[tuple[str, int]] = frozenset()
+        self._members: frozenset[tuple[str, int]] = frozenset()
+
+    def found(self, key: bytes, parts: Mapping[Part, bytes]) -> bool:
+        """A key's dead rows, while scanning; False once the round has enough of them."""
+        assert self.stage is Stage.SCAN
+        if parts:
+            self.candidates[key] = dict(parts)
+            self.count += len(parts)
+        return self.count < self.rows_max
+
+    def begin(self, vv: VersionVector) -> None:
+        """The scan is over; `vv` is the own vector, durable, and covers all that was scanned."""
+        assert self.stage is Stage.SCAN
+        self.vv0 = self.roster.content(vv)
+        self._members = self._now()
+        self.stage = Stage.REPORTS if self.candidates else Stage.SCAN
+
+    def step(self, vv: VersionVector) -> Stage:
+        """Go on as far as reports and the own vector allow."""
+        if self.stage in (Stage.REPORTS, Stage.JOIN) and self._members - self._now():
+            self.vv0 = self.roster.content(vv)
+            self.stage = Stage.REPORTS
+        self._members = self._now()
+        if self.stage is Stage.JOIN and self._members - self._reported:
+            self.stage = Stage.REPORTS
+        if self.stage is Stage.REPORTS:
+            reports = self._reports()
+            if all(covers(report.vv, self.vv0) for report in reports):
+                self._joined = join(report.vv for report in reports)
+                self._reported = self._members
+                self.stage = Stage.JOIN
+        if self.stage is Stage.JOIN and self.holds_join(vv) and not self._now() - self._reported:
+            self.stage = Stage.DROP
+        return self.stage
+
+    def holds_join(self, vv: VersionVector) -> bool:
+        """Whether all that the members had, when they reported, is here."""
+        return covers(vv, self._joined)
+
+    def drop(self, key: bytes, unchanged: Mapping[Part, bytes]) -> list[Part]:
+        """Parts of a candidate that may go; `unchanged` is what `dead_rows` says of it now."""
+        assert self.stage is Stage.DROP
+        held = self.candidates.pop(key, {})
+        parts = [part for part, seen in held.items() if unchanged.get(part) == seen]
+        if HEAD in parts and len(unchanged) > len(parts):
+            parts.remove(HEAD)
+        return parts
+
+    def end(self) -> None:
+        """Everything is dropped; the next round may scan."""
+        self.stage = Stage.SCAN
+        self.candidates = {}
+        self.count = 0
+
+    def floor(self, floor: VersionVector) -> dict[int, int]:
+        """What `gc_floor` becomes, before anything is dropped."""
+        return join((floor, self.vv0))
+
+    def waits_for(self) -> list[str]:
+        """Members whose report the round still lacks."""
+        if self.stage is not Stage.REPORTS:
+            return []
+        return [report.node for report in self._reports() if not covers(report.vv, self.vv0)]
+
+    def _reports(self) -> Sequence[Member]:
+        return [m for m in self.roster.members.values() if m.node != self.node]
+
+    def _now(self) -> frozenset[tuple[str, int]]:
+        return frozenset((member.node, member.actor) for member in self._reports())

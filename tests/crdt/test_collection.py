@@ -1,0 +1,364 @@
+"""Collection: what is dropped never comes back, whatever is still in flight.
+
+A small model: nodes that write, pass on each other's records in any order that respects origins,
+report, and collect with no grace at all, so that only the rule itself protects them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roost_crdt.collection import Collection, Stage, dead_rows
+from roost_crdt.members import (
+    Member,
+    Roster,
+    covers,
+    join,
+    member_delta,
+    member_key,
+    removal_delta,
+    removal_key,
+)
+from roost_crdt.rows import Delta, Rows, counter, join_delta, rate, register
+from roost_crdt.rows import map as map_rows
+from roost_crdt.rows.layout import (
+    HEAD,
+    RESERVED,
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_REGISTER,
+    VALUE,
+)
+
+NOW_MS = 1_000
+KEYS = (b"k", b"l")
+
+
+class WithoutJoin(Collection):
+    """The rule as one would first write it: everybody holds the tombstone, so it may go."""
+
+    def holds_join(self, vv: object) -> bool:
+        return True
+
+
+class WithoutReports(Collection):
+    """Drops what it holds itself."""
+
+    def _reports(self) -> list[Member]:
+        return []
+
+
+@dataclass
+class Node:
+    name: str
+    actor: int
+    collection: Collection
+    roster: Roster
+    rows: dict[bytes, Rows] = field(default_factory=dict)
+    vv: dict[int, int] = field(default_factory=dict)
+    clock: int = 0
+    wrote: int = 0
+    floor: dict[int, int] = field(default_factory=dict)
+    dropped: int = 0
+
+
+class Model:
+    def __init__(self, seed: int, rule: type[Collection], names: str = "abc") -> None:
+        self.random = Random(seed)
+        self.log: dict[int, list[tuple[int, bytes, Delta]]] = {}
+        self.newest: dict[bytes, tuple[tuple[int, int], bytes | str | None]] = {}
+        self.nodes: list[Node] = []
+        for at, name in enumerate(names):
+            roster = Roster()
+            self.nodes.append(Node(name, at + 1, rule(name, roster, 100), roster))
+        for node in self.nodes:
+            self.report(node)
+        self.settle()
+
+    def write(self, node: Node, key: bytes, delta: Delta, hlc: int) -> None:
+        self.log.setdefault(node.actor, []).append((hlc, key, delta))
+        self.take(node, node.actor, hlc, key, delta)
+        if not key.startswith(b"\x01m"):
+            node.wrote = hlc
+
+    def take(self, node: Node, actor: int, hlc: int, key: bytes, delta: Delta) -> None:
+        held = node.rows.setdefault(key, {})
+        held.update(join_delta(TYPE_REGISTER, held, delta))
+        node.vv[actor] = hlc
+        node.clock = max(node.clock, hlc)
+        if key.startswith(RESERVED):
+            node.roster.load(key, held)
+
+    def tick(self, node: Node) -> int:
+        return node.clock + self.random.choice((1, 1, 1, 7))
+
+    def client(self, node: Node) -> None:
+        key = self.random.choice(KEYS)
+        hlc = self.tick(node)
+        stamp = (hlc, node.actor)
+        held = node.rows.get(key, {})
+        if self.random.random() < 0.5:
+            value = b"%d" % hlc
+            delta = register.put(held, value, stamp)
+        else:
+            value = None
+            delta = register.delete(held, stamp)
+        if delta:
+            self.write(node, key, delta, hlc)
+            self.newest[key] = max(self.newest.get(key, ((0, 0), None)), (stamp, value))
+
+    def report(self, node: Node) -> None:
+        mine = node.roster.nodes.get(node.name)
+        told = mine is not None and mine.actor == node.actor
+        if mine is not None and told and covers(mine.vv, node.roster.content(node.vv)):
+            return
+        hlc = self.tick(node)
+        member = Member(node.name, node.actor, (), dict(node.vv), node.wrote)
+        key = member_key(node.name)
+        self.write(node, key, member_delta(node.rows.get(key, {}), member, (hlc, node.actor)), hlc)
+
+    def renew(self, node: Node) -> None:
+        """A new actor: its report no longer follows what the old one wrote."""
+        node.actor = max(self.log) + 1
+        node.wrote = 0
+        self.report(node)
+
+    def repair(self, source: Node, target: Node) -> None:
+        """Rows without a vector: reports too may overtake the records that they speak of."""
+        for key, rows in source.rows.items():
+            held = target.rows.setdefault(key, {})
+            held.update(join_delta(TYPE_REGISTER, held, rows))
+            target.clock = max(target.clock, source.clock)
+            if key.startswith(RESERVED):
+                target.roster.load(key, held)
+
+    def deliver(self, source: Node, target: Node, actor: int) -> bool:
+        for hlc, key, delta in self.log.get(actor, ()):
+            if hlc > target.vv.get(actor, 0):
+                if hlc > source.vv.get(actor, 0):
+                    return False
+                self.take(target, actor, hlc, key, delta)
+                return True
+        return False
+
+    def collect(self, node: Node) -> None:
+        work = node.collection
+        if work.stage is Stage.SCAN:
+            for key, rows in node.rows.items():
+                work.found(key, dead_rows(TYPE_REGISTER, key, rows, NOW_MS, 0))
+            work.begin(node.vv)
+        elif work.step(node.vv) is Stage.DROP:
+            node.floor = work.floor(node.floor)
+            for key in list(work.candidates):
+                rows = node.rows[key]
+                for part in work.drop(key, dead_rows(TYPE_REGISTER, key, rows, NOW_MS, 0)):
+                    del rows[part]
+                    node.dropped += 1
+            work.end()
+
+    def settle(self) -> None:
+        while any(
+            self.deliver(a, b, actor)
+            for a in self.nodes
+            for b in self.nodes
+            for actor in list(self.log)
+        ):
+            pass
+
+    def run(self, steps: int) -> None:
+        slow: set[tuple[str, int]] = set()
+        for at in range(steps):
+            node, other = self.random.sample(self.nodes, 2)
+            if at % 80 == 0:
+                slow = {(node.name, other.actor)}
+            event = self.random.random()
+            if event < 0.03:
+                self.client(node)
+            elif event < 0.15:
+                self.report(node)
+            elif event < 0.35:
+                self.collect(node)
+            elif event < 0.355:
+                self.repair(node, other)
+            elif event < 0.37:
+                self.renew(node)
+            else:
+                lacks = [a for a, hlc in node.vv.items() if hlc > other.vv.get(a, 0)]
+                lacks = [a for a in lacks if (other.name, a) not in slow]
+                if lacks:
+                    self.deliver(node, other, self.random.choice(lacks))
+
+    def wrong(self) -> list[str]:
+        """What does not show the newest write, once everything has arrived."""
+        self.settle()
+        return [
+            f"{node.name} {key!r}: {shown!r}, not {value!r}"
+            for node in self.nodes
+            for key, (_, value) in self.newest.items()
+            if (shown := register.value(node.rows.get(key, {}), 0)) != value
+        ]
+
+
+def outcome(seed: int, rule: type[Collection]) -> tuple[list[str], int]:
+    model = Model(seed, rule)
+    model.run(400)
+    return model.wrong(), sum(node.dropped for node in model.nodes)
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=150, deadline=None)
+def test_what_was_deleted_stays_deleted_and_what_was_written_stays(seed: int) -> None:
+    wrong, _ = outcome(seed, Collection)
+    assert not wrong
+
+
+def test_the_rule_does_collect() -> None:
+    assert sum(outcome(seed, Collection)[1] for seed in range(30)) > 20
+
+
+@pytest.mark.parametrize(
+    ("rule", "seed"), [(WithoutJoin, 522), (WithoutJoin, 747), (WithoutReports, 16)]
+)
+def test_each_wait_is_needed(rule: type[Collection], seed: int) -> None:
+    """An older put that is still in flight enters as new where a wait is left out."""
+    assert outcome(seed, rule)[0]
+    assert not outcome(seed, Collection)[0]
+
+
+def test_a_round_ends_after_quiet_with_nothing_left() -> None:
+    model = Model(1, Collection)
+    model.run(300)
+    for _ in range(12):
+        model.settle()
+        for node in model.nodes:
+            model.report(node)
+            model.collect(node)
+    reports = sum(map(len, model.log.values()))
+    for _ in range(12):
+        model.settle()
+        for node in model.nodes:
+            model.report(node)
+            model.collect(node)
+    assert sum(map(len, model.log.values())) == reports, "reports do not chase each other"
+    for node in model.nodes:
+        assert not any(dead_rows(TYPE_REGISTER, k, r, NOW_MS, 0) for k, r in node.rows.items())
+        assert node.floor
+
+
+def roster_of(**members: tuple[int, dict[int, int]]) -> Roster:
+    roster = Roster()
+    for name, (actor, vv) in members.items():
+        rows = member_delta({}, Member(name, actor, (), vv, 0), (1, actor))
+        assert roster.load(member_key(name), rows)
+    return roster
+
+
+def enter(roster: Roster, name: str, actor: int, vv: dict[int, int], hlc: int) -> None:
+    rows = member_delta({}, Member(name, actor, (), vv, 0), (hlc, actor))
+    assert roster.load(member_key(name), rows)
+
+
+def begun(roster: Roster, vv: dict[int, int]) -> Collection:
+    work = Collection("a", roster, 10)
+    assert work.found(b"k", {VALUE: b"hash"})
+    work.begin(vv)
+    return work
+
+
+def test_a_round_waits_for_reports_then_for_their_join() -> None:
+    roster = roster_of(a=(11, {}), b=(12, {11: 50}))
+    work = begun(roster, {11: 60, 12: 70})
+    assert work.step({11: 60, 12: 70}) is Stage.REPORTS
+    assert work.waits_for() == ["b"]
+    enter(roster, "b", 12, {11: 60, 12: 75}, 80)
+    assert work.step({11: 60, 12: 74}) is Stage.JOIN
+    assert work.waits_for() == []
+    assert work.step({11: 60, 12: 75}) is Stage.DROP
+    assert work.floor({11: 10, 13: 5}) == {11: 60, 12: 70, 13: 5}
+
+
+def test_whoever_enters_before_the_end_is_waited_for() -> None:
+    roster = roster_of(a=(11, {}), b=(12, {11: 60, 12: 75}))
+    work = begun(roster, {11: 60, 12: 70})
+    assert work.step({11: 60, 12: 70}) is Stage.JOIN
+    enter(roster, "c", 13, {}, 74)
+    assert work.step({11: 60, 12: 75}) is Stage.REPORTS
+    assert work.waits_for() == ["c"]
+    enter(roster, "c", 13, {11: 60, 12: 70, 13: 9}, 80)
+    assert work.step({11: 60, 12: 75}) is Stage.JOIN
+    assert work.step({11: 60, 12: 75, 13: 9}) is Stage.DROP
+
+
+def test_a_removal_raises_what_has_to_be_reported() -> None:
+    """Until a member knows of it, it goes on taking what the removed node had in flight."""
+    roster = roster_of(a=(11, {}), b=(12, {11: 60}), c=(13, {}))
+    work = begun(roster, {11: 60})
+    assert work.step({11: 60}) is Stage.REPORTS
+    assert roster.load(removal_key(13), removal_delta({}, "c", (90, 11)))
+    assert work.step({11: 90}) is Stage.REPORTS
+    assert work.vv0 == {11: 90}
+    assert work.waits_for() == ["b"]
+    enter(roster, "b", 12, {11: 90}, 95)
+    assert work.step({11: 90}) is Stage.DROP
+
+
+def test_a_round_with_nothing_to_drop_is_over_at_once() -> None:
+    work = Collection("a", roster_of(a=(11, {})), 10)
+    assert work.found(b"k", {})
+    work.begin({11: 60})
+    assert work.step({11: 60}) is Stage.SCAN
+
+
+def test_a_lone_node_collects_and_a_bound_stops_the_scan() -> None:
+    work = Collection("a", roster_of(a=(11, {})), 2)
+    assert work.found(b"k", {VALUE: b"1"})
+    assert not work.found(b"l", {VALUE: b"2"})
+    work.begin({11: 60})
+    assert work.step({11: 60}) is Stage.DROP
+    assert work.drop(b"k", {VALUE: b"1"}) == [VALUE]
+    assert work.drop(b"l", {VALUE: b"changed"}) == []
+    work.end()
+    assert (work.stage, work.candidates, work.count) == (Stage.SCAN, {}, 0)
+
+
+def test_only_old_dead_rows_are_found() -> None:
+    ms = 1 << 16
+    dead = register.delete(register.put({}, b"v", (5 * ms, 1)), (10 * ms, 1))
+    assert dead_rows(TYPE_REGISTER, b"k", dead, 100, 91) == {}
+    assert set(dead_rows(TYPE_REGISTER, b"k", dead, 100, 90)) == {VALUE}
+    assert dead_rows(TYPE_REGISTER, RESERVED + b"m", dead, 100, 0) == {}
+    live = register.put({}, b"v", (5 * ms, 1))
+    assert dead_rows(TYPE_REGISTER, b"k", live, 100, 0) == {}
+    windows = rate.add({}, 3, (50 * ms, 1), 50, 10)
+    assert set(dead_rows(TYPE_RATE, b"k", windows, 100, 1_000)) == set(windows)
+
+
+def test_a_head_stays_as_long_as_a_row_that_it_hides() -> None:
+    ms = 1 << 16
+    rows = counter.add({}, 3, (5 * ms, 1), 0)
+    rows |= counter.add(rows, 4, (90 * ms, 2), 0)
+    rows |= counter.expire(rows, (6 * ms, 1), 95)
+    found = dead_rows(TYPE_COUNTER, b"k", rows, 100, 50)
+    assert len(found) == 1
+    assert HEAD not in found, "a younger row is hidden by it"
+    every = dead_rows(TYPE_COUNTER, b"k", rows, 200, 50)
+    assert set(every) == set(rows)
+    work = Collection("a", roster_of(a=(11, {})), 10)
+    work.found(b"k", {part: seen for part, seen in every.items() if part != max(rows)})
+    work.begin({11: 60})
+    work.step({11: 60})
+    assert HEAD not in work.drop(b"k", every)
+
+
+def test_a_map_field_goes_by_its_own_age() -> None:
+    ms = 1 << 16
+    rows = map_rows.put({}, {b"f": b"1", b"g": b"2"}, (5 * ms, 1), 0)
+    rows |= map_rows.remove(rows, [b"f"], (10 * ms, 1))
+    assert list(dead_rows(TYPE_MAP, b"k", rows, 100, 0)) == [b"\x08f"]
+    assert join(()) == {}

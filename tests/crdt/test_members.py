@@ -1,0 +1,92 @@
+"""The roster: rows that every node reads alike, and vectors without their reports."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roost_crdt.errors import BadRequest
+from roost_crdt.members import (
+    Member,
+    Roster,
+    covers,
+    join,
+    member_delta,
+    member_key,
+    removal_delta,
+    removal_key,
+)
+from roost_crdt.rows import register
+from roost_crdt.rows.layout import KEY_BYTES_MAX, check_key
+
+vectors = st.dictionaries(st.integers(1, 5), st.integers(1, 9), max_size=5)
+
+
+def entered(roster: Roster, member: Member, hlc: int) -> None:
+    rows = member_delta({}, member, (hlc, member.actor))
+    assert roster.load(member_key(member.node), rows)
+
+
+def test_a_member_reads_back_as_it_was_written() -> None:
+    roster = Roster()
+    member = Member("eu-1", 7, (5, 6), {7: 30, 8: 20}, 25)
+    entered(roster, member, 40)
+    assert roster.members == {"eu-1": member._replace(stamp=(40, 7))}
+    assert roster.members["eu-1"].told_ms == 0
+
+
+def test_a_removed_actor_is_no_member_until_the_node_writes_as_another() -> None:
+    roster = Roster()
+    entered(roster, Member("eu-1", 7, (), {}, 0), 40)
+    before = roster.hash()
+    assert roster.load(removal_key(7), removal_delta({}, "eu-1", (50, 9)))
+    assert roster.members == {}
+    assert roster.removed == {7: "eu-1"}
+    assert roster.hash() != before
+    entered(roster, Member("eu-1", 8, (7,), {}, 0), 60)
+    assert roster.members["eu-1"].actor == 8
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff", "null", b"\x93\x01\xa1x\x01"])
+def test_rows_that_cannot_be_read_change_nothing(value: bytes | str) -> None:
+    roster = Roster()
+    rows = register.put({}, value, (1, 1))
+    for key in (member_key("eu-1"), removal_key(7), b"\x01r" + b"zz", b"\x01mx"):
+        assert not roster.load(key, rows)
+    assert not roster.load(member_key("eu-1"), {})
+    assert not roster.load(member_key("us-1"), member_delta({}, Member("eu", 1, (), {}, 0), (1, 1)))
+    assert not roster.nodes
+    assert not roster.removed
+
+
+def test_no_client_can_name_these_keys() -> None:
+    for node in ("eu-1", "n" * 255):
+        key = member_key(node)
+        assert len(key) <= KEY_BYTES_MAX
+        with pytest.raises(BadRequest, match="the cluster's own"):
+            check_key(key)
+    assert member_key("n" * 255) != member_key("n" * 254)
+    with pytest.raises(BadRequest):
+        check_key(removal_key(1))
+
+
+def test_content_leaves_out_a_report_at_the_end_and_nothing_else() -> None:
+    roster = Roster()
+    entered(roster, Member("a", 1, (), {1: 90}, 80), 100)
+    assert roster.content({1: 100, 2: 5}) == {1: 80, 2: 5}
+    assert roster.content({1: 99}) == {1: 99}, "the report is not here yet"
+    assert roster.content({1: 101}) == {1: 101}, "something follows the report"
+    roster.load(member_key("b"), member_delta({}, Member("b", 2, (), {}, 0), (50, 1)))
+    assert roster.content({1: 50, 2: 50}) == {1: 50, 2: 50}, "entered by another node"
+
+
+@given(vectors, vectors)
+def test_the_join_is_the_least_vector_that_covers_both(
+    a: dict[int, int], b: dict[int, int]
+) -> None:
+    joined = join((a, b))
+    assert covers(joined, a)
+    assert covers(joined, b)
+    assert all(a.get(actor) == hlc or b.get(actor) == hlc for actor, hlc in joined.items())
+    assert covers(a, b) == (join((a, b)) == a)
