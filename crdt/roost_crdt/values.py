@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from roost_crdt.hlc import Stamp
 from roost_crdt.rows import counter, map, rate, register, set  # noqa: A004
 from roost_crdt.rows.expiry import head_expiry, is_hidden
 from roost_crdt.rows.layout import (
     HEAD,
+    NO_STAMP,
     TAG_ACTOR,
     TAG_FIELD,
     TAG_FIELD_COUNTER,
@@ -37,6 +39,7 @@ __all__ = [
     "leaf_of",
     "map_field",
     "map_fields",
+    "newest_stamp",
     "rate_estimate",
     "register_value",
     "set_contains",
@@ -106,6 +109,26 @@ def map_field(rows: Rows, field: bytes, now_ms: int) -> Leaf | int | None:
 def rate_estimate(rows: Rows, now_ms: int, window_ms: int) -> int:
     """How much was counted in the `window_ms` before `now_ms`, rounded down."""
     return rate.estimate(rows, now_ms, window_ms)
+
+
+def newest_stamp(type_code: int, rows: Rows) -> Stamp | None:
+    """The stamp of the newest write that the rows know of, deletes and expiries included.
+
+    None without rows, and for counters and rates: their rows are sums, which keep no stamps.
+    """
+    newest: Stamp = NO_STAMP
+    for part, row in rows.items():
+        if type_code == TYPE_REGISTER:
+            newest = max(newest, row[:2], row[4:6])
+        elif type_code == TYPE_MAP and part[0] == TAG_FIELD:
+            newest = max(newest, row[:2])
+        elif type_code == TYPE_MAP and part == HEAD:
+            newest = max(newest, row[:2], row[2:4])
+        elif type_code == TYPE_SET and part == HEAD:
+            newest = max(newest, row[1:3], *((hlc, actor) for actor, hlc in row[0]))
+        elif type_code == TYPE_SET:
+            newest = max(newest, *((added, actor) for actor, added, _ in row[1]))
+    return None if newest == NO_STAMP else newest
 
 
 def dead_parts(type_code: int, rows: Rows, now_ms: int) -> list[Part]:

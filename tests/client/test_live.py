@@ -204,12 +204,19 @@ def test_watch_sees_changes_in_order(client: Any, daemon: Any, fresh: Any) -> No
     prefix = fresh("model_router_weights")
     with roost.connect(daemon.url) as writer, client.watch(prefix, idle_ms=3000) as watch:
         writer.set(fresh("model_router_weights"), "elsewhere")
+        stamp = (0, 0)
         for value in (1, "two", None):
             writer.set(prefix + "*", value)
             change = next(watch)
             assert (change.key, change.value) == (prefix + "*", value)
+            assert change.stamp is not None
+            assert change.stamp > stamp
+            stamp = change.stamp
         writer.delete(prefix + "*")
-        assert next(watch).value is None
+        gone = next(watch)
+        assert gone.value is None
+        assert gone.stamp is not None
+        assert gone.stamp > stamp
     assert list(watch) == []
     with client.watch(prefix, idle_ms=50) as watch:
         assert list(watch) == []

@@ -148,3 +148,31 @@ def test_dead_parts_by_type() -> None:
     assert values.dead_parts(TYPE_SET, elements, 0) == [sets.part_of(b"x")]
     windows: Rows = {window_part(10, A): (1, 0, 100), window_part(12, A): (1, 0, 100)}
     assert values.dead_parts(TYPE_RATE, windows, 1_200) == [window_part(10, A)]
+
+
+def test_the_newest_stamp_is_that_of_the_latest_write_of_any_kind() -> None:
+    rows = _examples()
+    ends = (hlc_from_ms(1_000) + 1, A)
+    for code in (TYPE_SET, TYPE_MAP):
+        assert values.newest_stamp(code, rows[code]) == ends
+    assert values.newest_stamp(TYPE_REGISTER, rows[TYPE_REGISTER]) == (hlc_from_ms(1_000), A)
+    later, latest = (hlc_from_ms(2_000), B), (hlc_from_ms(3_000), A)
+    register_rows = rows[TYPE_REGISTER] | register.expire(rows[TYPE_REGISTER], later, 5_000)
+    assert values.newest_stamp(TYPE_REGISTER, register_rows) == later
+    map_rows = maps.put(rows[TYPE_MAP], {b"f": "2"}, later, 1_000)
+    assert values.newest_stamp(TYPE_MAP, rows[TYPE_MAP] | map_rows) == later
+    cleared = rows[TYPE_MAP] | maps.delete(rows[TYPE_MAP], latest)
+    assert values.newest_stamp(TYPE_MAP, cleared) == latest
+    grown = rows[TYPE_SET] | sets.add(rows[TYPE_SET], [b"g"], later, 1_000)
+    assert values.newest_stamp(TYPE_SET, grown) == later
+    emptied = grown | sets.delete(grown, {}, latest)
+    assert values.newest_stamp(TYPE_SET, emptied) is not None
+    counted = maps.add({}, b"f", 1, later, 1_000)
+    assert values.newest_stamp(TYPE_MAP, counted) is None
+
+
+def test_sums_and_nothing_keep_no_stamp() -> None:
+    rows = _examples()
+    assert values.newest_stamp(TYPE_COUNTER, rows[TYPE_COUNTER]) is None
+    assert values.newest_stamp(TYPE_RATE, rows[TYPE_RATE]) is None
+    assert values.newest_stamp(TYPE_SET, {}) is None

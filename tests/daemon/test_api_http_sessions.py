@@ -331,9 +331,15 @@ async def test_watch(http: httpx.AsyncClient, node: Served) -> None:
         assert await anext(stream) == ("ready", {})
         await http.put("/v1/keys/str:other", json={"value": 1})
         await http.put("/v1/keys/str:w:1", json={"value": {"a": 1}})
-        assert await anext(stream) == ("change", {"key": "str:w:1", "value": {"a": 1}})
+        name, change = await anext(stream)
+        first = change.pop("stamp")
+        assert (name, change) == ("change", {"key": "str:w:1", "value": {"a": 1}})
         await http.delete("/v1/keys/str:w:1")
-        assert await anext(stream) == ("change", {"key": "str:w:1", "value": None})
+        name, change = await anext(stream)
+        later = change.pop("stamp")
+        assert (name, change) == ("change", {"key": "str:w:1", "value": None})
+        assert later[0] > first[0]
+        assert later[1] == first[1] == node.node.store.actor
     async with asyncio.timeout(5):
         while node.node._watchers._watchers:
             await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ import msgspec
 
 from roost_crdt import values
 from roost_crdt.errors import BadRequest, TooLarge, Unsupported
+from roost_crdt.hlc import Stamp
 from roost_crdt.policy import EVENTUALLY_GLOBAL, LINEARIZABLE, SESSION_LOCAL, Policy
 from roost_crdt.rows import Leaf
 from roostd.api import numbers
@@ -60,13 +61,18 @@ class Operations:
     # --- reads --------------------------------------------------------------------------------
 
     async def get(self, caller: Caller, key: bytes) -> Result:
-        """`{key, value, consistency, lag_ms, source}`; value null if there is no such key."""
+        """`{key, value, consistency, lag_ms, source, stamp}`; value null if there is no such key.
+
+        `stamp`: `[hlc, actor]` of the newest write; null where the key's type keeps none.
+        """
         stored = caller.key(key)
         policy = self.node.policies.find(stored)
         caller.require(READ, stored)
         lag_ms, source = 0, "node"
+        stamp: Stamp | None = None
         if policy.consistency == EVENTUALLY_GLOBAL:
             value = self.value(policy, stored)
+            stamp = self.node.keys.stamp(stored)
             lag_ms = self.node.lag_ms()
         elif policy.consistency == LINEARIZABLE:
             value = await self._linear_value(policy, stored)
@@ -79,6 +85,7 @@ class Operations:
             "consistency": policy.consistency,
             "lag_ms": lag_ms,
             "source": source,
+            "stamp": stamp,
         }
 
     def value(self, policy: Policy, stored: bytes) -> msgspec.Raw | None:

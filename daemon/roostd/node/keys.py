@@ -122,6 +122,11 @@ class Keys:
         rows = self._rows(policy, key)
         return values.expires_ms(policy.row_type, rows, self._now_ms())
 
+    def stamp(self, key: bytes) -> Stamp | None:
+        """The stamp of the key's newest write, a delete too; None where its type keeps none."""
+        policy = self.policy(key)
+        return values.newest_stamp(policy.row_type, self._rows(policy, key))
+
     def scan(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
         """Live keys in order that begin with `prefix` and come after `after`."""
         return self._store.keys(prefix, after, limit, self._now_ms())

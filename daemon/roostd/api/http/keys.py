@@ -50,6 +50,7 @@ async def list_keys(call: Call) -> Response:
 )
 async def read_key(call: Call) -> Response:
     found = await call.operations.get(call.caller, call.path_bytes(_KEYS))
+    del found["stamp"]  # ROOST.GET and watches tell it
     return answer(found, headers={"roost-lag-ms": str(found["lag_ms"])})
 
 

@@ -1,6 +1,7 @@
 """/v1/watch: changes of keys as server-sent events.
 
-A change is `event: change` with the key and its value after it (null if it is gone). Changes of
+A change is `event: change` with the key, its value after it (null if it is gone) and `stamp`,
+`[hlc, actor]` of its newest write (null for counters and rates, which keep none). Changes of
 one key that come faster than the client reads are told once, with the newest value. A client too
 slow even so gets `event: lost` and has to list the keys again.
 """
@@ -85,9 +86,10 @@ class Stream:
         node = self.operations.node
         try:
             value: Any = self.operations.value(node.policies.find(key), key)
+            stamp = node.keys.stamp(key)
         except (RoostError, CorruptData):
             return b""  # stored for others and not served here
-        body = {"key": values.json_of(self.caller.own(key)), "value": value}
+        body = {"key": values.json_of(self.caller.own(key)), "value": value, "stamp": stamp}
         return b"event: change\ndata: " + msgspec.json.encode(body) + b"\n\n"
 
 
@@ -116,7 +118,7 @@ class Streams:
     "Follow changes of eventually-global keys",
     "keys",
     parameters=(Parameter("prefix", "query", "only keys that begin with it"),),
-    answers={200: (str, "Events `ready`, `change` with {key, value}, and `lost`.")},
+    answers={200: (str, "Events `ready`, `change` with {key, value, stamp}, and `lost`.")},
     media_type="text/event-stream",
     errors=("UNSUPPORTED", "BUSY"),
 )
