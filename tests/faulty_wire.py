@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
 
-from volatile_table import Disk
+from volatile_table import DeadProcess, Disk
 
-from roost_crdt.errors import Unavailable, UnknownOutcome
+from roost_crdt.errors import RoostError, Unavailable, UnknownOutcome
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.policy import PolicyTable
 from roostd.consensus.embedded import EmbeddedHost, EmbeddedRemote
@@ -55,6 +56,8 @@ class Hosting:
         self.disk = Disk()
         self.limits = limits
         self.host: EmbeddedHost | None = None
+        self.skipped_ms = 0
+        """By how much all wall clocks were moved on."""
 
     async def start(self) -> None:
         self.host = EmbeddedHost(
@@ -68,7 +71,10 @@ class Hosting:
 
     async def handle(self, method: str, args: dict[str, Any]) -> Any:
         assert self.host is not None
-        return await self.host.handlers()[method]("peer", args)
+        try:
+            return await self.host.handlers()[method]("peer", args)
+        except DeadProcess:
+            raise UnknownOutcome("the host died") from None
 
 
 class Wire:
@@ -122,9 +128,11 @@ class Wire:
         """What was late arrives now."""
         late, self.late = self.late, []
         for method, args in late:
-            await self.hosting.handle(method, args)
+            with contextlib.suppress(RoostError):
+                await self.hosting.handle(method, args)
 
 
-def now_ms_of(loop: Callable[[], float], base_ms: int) -> Callable[[], int]:
-    """A wall clock on a loop's time."""
-    return lambda: base_ms + int(loop() * 1000)
+def now_ms_of(hosting: Hosting, base_ms: int) -> Callable[[], int]:
+    """A wall clock on the loop's time."""
+    loop = asyncio.get_running_loop()
+    return lambda: base_ms + hosting.skipped_ms + int(loop.time() * 1000)

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from roostd.consensus.base import Table
 
 
+class DeadProcess(Exception):
+    """A life that a crash has ended uses the disk."""
+
+
 class Disk:
     """What survives a crash (`safe`) and what is written but not yet durable (`seen`)."""
 
@@ -19,9 +23,26 @@ class Disk:
         self.syncs = 0
         self.refuse: Exception | None = None
         self.stall: asyncio.Event | None = None
+        self.life = 0
 
     def table(self) -> Table:
-        return Table(get=self.get, scan=self.scan, put=self.put, durable=self.durable)
+        """For one life: after a crash it raises DeadProcess."""
+        life = self.life
+
+        def put(items: Mapping[bytes, bytes | None]) -> int:
+            self._check(life)
+            return self.put(items)
+
+        async def durable() -> None:
+            self._check(life)
+            await self.durable()
+            self._check(life)
+
+        return Table(get=self.get, scan=self.scan, put=put, durable=durable)
+
+    def _check(self, life: int) -> None:
+        if life != self.life:
+            raise DeadProcess
 
     def get(self, key: bytes) -> bytes | None:
         return self.seen.get(key)
@@ -54,4 +75,5 @@ class Disk:
 
     def crash(self) -> None:
         """Forget what is not durable. The same object is the disk of the next life."""
+        self.life += 1
         self.seen = dict(self.safe)

@@ -330,6 +330,8 @@ class Ledger:
         available = max(0, pool.remaining(policy_limit) + debited - used)
         wanted = list(needs)
         fits = fitting(wanted, available)
+        if fits < sum(wanted):
+            target = 0  # somebody else may be able to use it
         amount = used + min(max(fits, target), available)
         grant_id = grant.grant_id if grant is not None and mine else new_id
         after = None if amount == spent else Grant(grant_id, amount, spent, held)

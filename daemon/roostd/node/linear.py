@@ -53,8 +53,9 @@ from roostd.node.work import Work, revision_of, stored_key
 
 __all__ = ["Linear"]
 
-ATTEMPTS_MAX = 64
-PAUSE_S_MIN, PAUSE_S_MAX = 0.002, 0.1
+ATTEMPTS_MAX = 256
+PAUSE_S_MAX = 0.002
+"""Short: of those who race one always wins, and who pauses for long keeps losing."""
 KNOWN_MAX = 1_024
 KNOWN_BYTES_MAX = 4_096
 """Larger values are read again rather than held."""
@@ -299,7 +300,7 @@ class Linear:
     async def _attempts(self, work: Work, ends: float) -> list[Reply] | None:
         items = self._recall(work)
         fresh = False
-        for attempt in range(ATTEMPTS_MAX):
+        for _ in range(ATTEMPTS_MAX):
             if items is None:
                 items = await self._consensus.get(work.stored, deadline_ms=self._left(ends, work))
                 fresh = True
@@ -329,8 +330,7 @@ class Linear:
                 return replies
             fresh = True
             work.overtaken += 1
-            pause_s = min(PAUSE_S_MIN * 2 ** min(attempt, 10), PAUSE_S_MAX)
-            await asyncio.sleep(self._random() * pause_s)
+            await asyncio.sleep(self._random() * PAUSE_S_MAX)
         raise self._overtaken(work)
 
     def _run(self, work: Work, items: Sequence[Item | None]) -> _Run:
@@ -425,7 +425,7 @@ class Linear:
         return Busy(
             f"{work.shown} is written by too many at once: {work.overtaken} attempts were "
             "overtaken; nothing was changed",
-            retry_after_ms=int(PAUSE_S_MAX * 1000),
+            retry_after_ms=100,
         )
 
     def _unknown(self, error: UnknownOutcome, work: Work) -> UnknownOutcome:

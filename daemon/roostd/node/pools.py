@@ -33,8 +33,9 @@ from roostd.consensus.base import PUTS_MAX, SCAN_MAX, Compare, Consensus, Item, 
 
 __all__ = ["Adjusted", "OpenGrant", "Pools", "Quota", "Waiter"]
 
-ATTEMPTS_MAX = 64
-PAUSE_S_MIN, PAUSE_S_MAX = 0.002, 0.1
+ATTEMPTS_MAX = 256
+PAUSE_S_MAX = 0.002
+"""Short: of those who race one always wins, and who pauses for long keeps losing."""
 GRANT_ID_BYTES = 8
 
 
@@ -145,7 +146,7 @@ class Pools:
             ends = asyncio.get_running_loop().time() + self._deadline_ms / 1000
             seen = self._recall(quota, policy)
             fresh = seen is None
-            for attempt in range(ATTEMPTS_MAX):
+            for _ in range(ATTEMPTS_MAX):
                 left_ms = self._left(quota.shown, ends)
                 seen = seen or await self._read(quota, policy, left_ms)
                 plan = self._plan(quota, policy, seen, () if settle else (*needs, 0))
@@ -161,7 +162,7 @@ class Pools:
                         sent, seen, fresh = seen, None, True
                         if outcome is not None:
                             seen = self._seen(quota, policy, sent, outcome.items)
-                        await self._pause(attempt)
+                        await self._pause()
                         continue
                     revision = outcome.revision
                 self._believe(quota, plan, seen, revision)
@@ -232,7 +233,14 @@ class Pools:
         while True:
             keys = self._keys(quota, window)
             items = await self._consensus.get(keys, deadline_ms=deadline_ms)
-            pool = await self._pool(quota, items[0], window, deadline_ms)
+            if items[0] is None and await self._was_founded(quota, window, deadline_ms):
+                # Founded since, together with its first grant; or deleted by hand.
+                items = await self._consensus.get(keys, deadline_ms=deadline_ms)
+                if items[0] is None:
+                    raise self._gone(quota)
+            pool = Pool(window, 0)
+            if items[0] is not None:
+                pool = _decode(Pool, items[0].value, quota.shown)
             if pool.window.starts_ms <= window.starts_ms:
                 return self._look(quota, window, pool, items)
             window = pool.window
@@ -263,22 +271,20 @@ class Pools:
             grant_key(quota.key, window.starts_ms, self._node_id, quota.actor),
         ]
 
-    async def _pool(
-        self, quota: Quota, item: Item | None, window: Window, deadline_ms: int
-    ) -> Pool:
-        if item is not None:
-            pool: Pool = _decode(Pool, item.value, quota.shown)
-            return pool
-        grants = await self._consensus.scan(
-            grant_prefix(quota.key, window.starts_ms), 1, deadline_ms=deadline_ms
+    async def _was_founded(self, quota: Quota, window: Window, deadline_ms: int) -> bool:
+        """Whether the pool existed in this window: then its absence is no beginning."""
+        if quota.founded_ms == window.starts_ms:
+            return True
+        prefix = grant_prefix(quota.key, window.starts_ms)
+        return bool(await self._consensus.scan(prefix, 1, deadline_ms=deadline_ms))
+
+    @staticmethod
+    def _gone(quota: Quota) -> Unavailable:
+        return Unavailable(
+            f"the pool of quota {quota.shown} is gone from consensus, though grants were taken in "
+            "this period: nothing is spent until the period ends or an operator sets the limit "
+            "(roost quota set)"
         )
-        if grants or quota.founded_ms == window.starts_ms:
-            raise Unavailable(
-                f"the pool of quota {quota.shown} is gone from consensus, though grants were taken "
-                "in this period: nothing is spent until the period ends or an operator sets the "
-                "limit (roost quota set)"
-            )
-        return Pool(window, 0)
 
     # --- other nodes' grants ------------------------------------------------------------------
 
@@ -315,7 +321,7 @@ class Pools:
         ends = asyncio.get_running_loop().time() + self._deadline_ms / 1000
         stored = pool_key(quota.key)
         lost: UnknownOutcome | None = None
-        for attempt in range(ATTEMPTS_MAX):
+        for _ in range(ATTEMPTS_MAX):
             left_ms = max(1, self._left(quota.shown, ends, lost))
             [item] = await self._consensus.get([stored], deadline_ms=left_ms)
             window = self.window(policy, quota)
@@ -331,7 +337,7 @@ class Pools:
                     return pool
             except UnknownOutcome as error:
                 lost = error
-            await self._pause(attempt)
+            await self._pause()
         raise self._overtaken(quota.shown)
 
     async def forfeit(self, quota: Quota, policy: Policy, node: str) -> int:
@@ -391,16 +397,15 @@ class Pools:
             "spent"
         )
 
-    async def _pause(self, attempt: int) -> None:
-        pause_s = min(PAUSE_S_MIN * 2 ** min(attempt, 10), PAUSE_S_MAX)
-        await asyncio.sleep(self._random() * pause_s)
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._random() * PAUSE_S_MAX)
 
     @staticmethod
     def _overtaken(shown: str) -> Busy:
         return Busy(
             f"quota {shown} is taken from by too many at once: {ATTEMPTS_MAX} attempts were "
             "overtaken; nothing was spent",
-            retry_after_ms=int(PAUSE_S_MAX * 1000),
+            retry_after_ms=100,
         )
 
 

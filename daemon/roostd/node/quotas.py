@@ -331,13 +331,16 @@ class Quotas:
         quota = self._accounts.quota(key)
         self._accounts.free_expired()
         pool = await self._pools.pool(quota, policy)
+        ledger = quota.ledger
+        current = ledger.window == pool.window
+        amount = ledger.amount if current else 0
         grants: dict[str, int] = {}
         for one in await self._pools.grants(key, pool.window):
             grants[one.node] = grants.get(one.node, 0) + one.grant.amount - one.grant.spent
-        ledger = quota.ledger
-        current = ledger.window == pool.window
-        unspent = ledger.unspent if current else 0
-        granted_here = max(0, ledger.amount - ledger.spent) if current else 0
+            if current and not ledger.certain and one.grant.grant_id == ledger.grant_id:
+                amount = max(amount, one.grant.amount)  # after a restart, until it is taken up
+        unspent = max(0, amount - ledger.used) if current else 0
+        granted_here = max(0, amount - ledger.spent) if current else 0
         if granted_here:
             grants[self._node_id] = granted_here
         await self._durable()

@@ -82,8 +82,8 @@ class Spending:
             waiter.answer.cancel()
         if waiter.answer.cancelled():
             raise Unavailable(
-                f"quota {quota.shown}: consensus did not answer within {self._deadline_ms} ms; "
-                "nothing was spent"
+                f"quota {quota.shown}: no grant could be taken from consensus within "
+                f"{self._deadline_ms} ms; nothing was spent"
             )
         answer: _T = waiter.answer.result()
         return answer
