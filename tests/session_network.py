@@ -317,7 +317,7 @@ class Network:
 
     def deliver_all(self) -> int:
         count = 0
-        while any([self.deliver(*way) for way in list(self.ways)]):
+        while sum(self.deliver(*way) for way in list(self.ways)):
             count += 1
             assert count < 10_000, "frames answer each other for ever"
         return count

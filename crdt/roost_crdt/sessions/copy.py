@@ -130,9 +130,14 @@ class SessionCopy:
             return self._step(update, changes.entries, fields, now_ms)
 
     def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
-        """The next epoch, durable with the open group; the document changes its client id."""
+        """The next epoch, durable with the open group; the document changes its client id.
+
+        A former home that is home again has nothing left to merge into another.
+        """
         after = succeed(self.meta, home, standby)
-        self.set_meta(msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms))
+        self.set_meta(
+            msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms, unmerged=False)
+        )
 
     def set_meta(self, meta: Meta) -> None:
         """Store another head; a changed epoch gives the document another client id."""
@@ -149,6 +154,13 @@ class SessionCopy:
     def touch_memory(self, meta: Meta) -> None:
         """Another head in memory only; it is stored with the next step."""
         self.meta = meta
+
+    def when_held(self, n: int, callback: Callable[[], None]) -> None:
+        """Call back once the standby holds step n; at once if it does."""
+        if self.meta.acked_n >= n:
+            callback()
+        else:
+            self.waiters.append((n, callback))
 
     # --- steps of a standby ---
 

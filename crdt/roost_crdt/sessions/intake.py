@@ -1,0 +1,202 @@
+"""What one node makes of the frames of sessions: appends, asks, merges, gives way.
+
+A frame that is refused (PeerError) has changed nothing: what turns out to be corrupt has deposed
+nobody and leaves no empty copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from roost_crdt.errors import CorruptData, PeerError
+from roost_crdt.home import (
+    Ack,
+    Deposed,
+    Erase,
+    Frame,
+    Merge,
+    Merged,
+    Meta,
+    Offer,
+    Update,
+    Verdict,
+    Want,
+    Whole,
+    decode_frame,
+    judge_offer,
+    judge_update,
+)
+from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.sessions.outbox import Outbox
+from roost_crdt.sessions.shelf import Shelf
+
+
+class Intake:
+    """Takes frames in; `publish` and `erase` are the stream's."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        out: Outbox,
+        publish: Callable[[SessionCopy, Update], None],
+        erase: Callable[[str, int], bool],
+    ) -> None:
+        self._shelf = shelf
+        self._out = out
+        self._publish = publish
+        self._erase = erase
+
+    def on_frame(self, peer: str, payload: bytes) -> None:
+        """One frame from a neighbour. Raises PeerError; then nothing was changed."""
+        frame = decode_frame(payload)
+        meta = self._shelf.meta(frame.sid)
+        if meta is not None and meta.erased_ms and not isinstance(frame, Erase):
+            self._out.send(peer, Erase(frame.sid, meta.erased_ms))
+            return
+        try:
+            self._handle(peer, frame)
+        except CorruptData as error:
+            raise PeerError(f"session {frame.sid} from {peer}: {error}") from error
+
+    def _handle(self, peer: str, frame: Frame) -> None:
+        match frame:
+            case Update():
+                self._on_update(peer, frame)
+            case Ack():
+                self._on_ack(peer, frame)
+            case Want():
+                live = self._shelf.live(frame.sid)
+                if live is not None and live.meta.home == self._shelf.node:
+                    self._out.send(peer, live.whole())
+            case Whole():
+                self._on_whole(peer, frame)
+            case Deposed():
+                self._shelf.learn(frame.sid, frame.epoch, frame.standby)
+            case Merge():
+                self._on_merge(peer, frame)
+            case Merged():
+                self._on_merged(peer, frame)
+            case Offer():
+                self._on_offer(peer, frame)
+            case Erase():
+                self._erase(frame.sid, frame.at_ms)
+
+    def _on_update(self, peer: str, frame: Update) -> None:
+        verdict = judge_update(self._as_shown(frame), frame.epoch, frame.n, frame.prev_chain)
+        if verdict is Verdict.APPEND:
+            with self._shelf.arriving(
+                Meta(frame.sid, frame.epoch, frame.standby, used_ms=frame.at_ms)
+            ) as live:
+                live.append(frame)
+            self._out.acknowledge(peer, live)
+            return
+        meta = self._see_epoch(frame)
+        if meta is not None and meta.unmerged:
+            return  # what is held here must reach the new home first
+        match verdict:
+            case Verdict.DUPLICATE:
+                held = self._shelf.live(frame.sid)
+                assert held is not None, "a duplicate is of something held"
+                self._out.acknowledge(peer, held)
+            case Verdict.WANT:
+                self._out.want(peer, frame.sid, frame.epoch)
+            case Verdict.DEPOSED:
+                self._out.depose(peer, frame.sid)
+
+    def _on_whole(self, peer: str, frame: Whole) -> None:
+        meta = self._as_shown(frame)
+        if meta is not None and meta.epoch > frame.epoch:
+            self._out.depose(peer, frame.sid)
+            return
+        if meta is not None and meta.unmerged:
+            self._see_epoch(frame)
+            return
+        with self._shelf.arriving(Meta(frame.sid, frame.epoch, frame.standby)) as live:
+            live.replace(frame)
+        self._out.wanted.pop(frame.sid, None)
+        self._out.acknowledge(peer, live)
+
+    def _on_offer(self, peer: str, frame: Offer) -> None:
+        meta = self._see_epoch(frame)
+        if meta is not None and meta.unmerged:
+            return
+        match judge_offer(meta, frame):
+            case Verdict.DEPOSED:
+                self._out.depose(peer, frame.sid)
+            case Verdict.DUPLICATE:
+                live = self._shelf.live(frame.sid)
+                assert live is not None, "a duplicate is of something held"
+                if (live.meta.epoch, live.meta.standby) != (frame.epoch, frame.standby):
+                    live.set_meta(
+                        msgspec.structs.replace(live.meta, epoch=frame.epoch, standby=frame.standby)
+                    )
+                self._out.acknowledge(peer, live)
+            case _:
+                self._out.want(peer, frame.sid, frame.epoch)
+
+    def _on_ack(self, peer: str, frame: Ack) -> None:
+        live = self._shelf.live(frame.sid)
+        if live is None or live.meta.home != self._shelf.node:
+            return
+        meta = live.meta
+        if frame.epoch > meta.epoch:
+            return  # a Deposed with its standby follows
+        if self._out.candidates.get(frame.sid) == peer:
+            if (frame.n, frame.chain) == (meta.n, meta.chain):
+                del self._out.candidates[frame.sid]
+                live.enter_epoch(self._shelf.node, peer, self._shelf.now_ms())
+                live.confirmed = self._shelf.generation
+                self._out.offer(live)
+            return
+        if peer != meta.standby or frame.epoch != meta.epoch:
+            return
+        if frame.n == meta.n and frame.chain != meta.chain:
+            self._out.send(peer, live.whole())
+            return
+        live.confirmed = self._shelf.generation
+        if frame.n > meta.acked_n:
+            live.touch_memory(msgspec.structs.replace(meta, acked_n=min(frame.n, meta.n)))
+        if frame.n >= meta.n:
+            self._out.unacked.pop(frame.sid, None)
+        waiters, live.waiters = live.waiters, []
+        for n, callback in waiters:
+            live.when_held(n, callback)
+
+    def _on_merge(self, peer: str, frame: Merge) -> None:
+        live = self._shelf.live(frame.sid)
+        if live is None or live.meta.home != self._shelf.node:
+            if live is not None or self._shelf.meta(frame.sid) is not None:
+                self._out.depose(peer, frame.sid)
+            return
+        update = live.merge(frame.document, self._shelf.now_ms())
+        if update is not None:
+            self._publish(live, update)
+        self._out.send(peer, Merged(frame.sid, live.meta.epoch))
+
+    def _on_merged(self, peer: str, frame: Merged) -> None:
+        live = self._shelf.live(frame.sid)
+        if live is None or not live.meta.unmerged or live.meta.home != peer:
+            return
+        live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
+        self._out.unmerged.pop(frame.sid, None)
+        self._out.want(peer, frame.sid, live.meta.epoch)
+
+    def _as_shown(self, frame: Update | Whole) -> Meta | None:
+        """The head as it will be once the frame's epoch is learnt; nothing is learnt yet.
+
+        What turns out to be corrupt must not have deposed anybody.
+        """
+        meta = self._shelf.meta(frame.sid)
+        if meta is None or not meta.held or frame.epoch <= meta.epoch:
+            return meta
+        unmerged = meta.unmerged or meta.home == self._shelf.node != frame.epoch[1]
+        return msgspec.structs.replace(meta, epoch=frame.epoch, unmerged=unmerged)
+
+    def _see_epoch(self, frame: Update | Whole | Offer) -> Meta | None:
+        """The head in force after a home's frame showed its epoch."""
+        meta = self._shelf.meta(frame.sid)
+        if meta is not None and meta.held and frame.epoch > meta.epoch:
+            meta = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
+        return meta
