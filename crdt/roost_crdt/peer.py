@@ -141,9 +141,11 @@ class Peer:
         return LinkState.UP
 
     def room(self, size: int) -> bool:
-        """Whether `size` more bytes fit its window; one frame always fits an empty one."""
+        """Whether `size` more bytes fit its window; one frame of any size fits one that is nearly
+        empty (heartbeats alone would keep a large one out of a window for ever)."""
         used = self.window_bytes + self.batch_bytes
-        return used == 0 or used + size <= self.limits.window_bytes
+        window_bytes = self.limits.window_bytes
+        return used * 8 <= window_bytes or used + size <= window_bytes
 
     def holds(self, origin: int, hlc: int) -> None:
         """It has shown to hold `origin` up to `hlc`."""

@@ -55,6 +55,7 @@ class Shelf:
         self.actor = actor
         for live in self.lives.values():
             live.renew(actor)
+            self._enter_own_epoch(live)
 
     def meta(self, sid: str) -> Meta | None:
         """What this node knows of a session: a held copy's head, or a stub."""
@@ -72,7 +73,14 @@ class Shelf:
         meta = self.table.head(sid)
         if meta is None or not meta.held or meta.erased_ms:
             return None
-        return self.adopt(SessionCopy.load(meta, self.table, self.actor, self.limits))
+        live = self.adopt(SessionCopy.load(meta, self.table, self.actor, self.limits))
+        self._enter_own_epoch(live)
+        return live
+
+    def _enter_own_epoch(self, live: SessionCopy) -> None:
+        """Before anything is written: under the old actor's epoch entries may exist elsewhere."""
+        if live.meta.home == self.node and live.meta.actor != self.actor:
+            live.enter_epoch(self.node, live.meta.standby, self.now_ms())
 
     def adopt(self, live: SessionCopy) -> SessionCopy:
         """Keep a session in memory; the least used ones make room."""
