@@ -15,9 +15,10 @@ from .run import Run, Verdict
 CHUNK = 4
 
 
-def run_seed(seed: int, *, keep_trace: bool = False) -> Verdict:
+def run_seed(seed: int, *, keep_trace: bool = False, detailed: bool = False) -> Verdict:
     """One run; what it raises is a finding as well."""
     run = Run(seed, keep_trace=keep_trace)
+    run.trace.detailed = detailed
     try:
         return run.run()
     except Exception as error:  # noqa: BLE001 - whatever it is, the seed reproduces it
@@ -37,9 +38,9 @@ def run_seed(seed: int, *, keep_trace: bool = False) -> Verdict:
         )
 
 
-def replay(seed: int) -> int:
+def replay(seed: int, *, detailed: bool) -> int:
     """Print the trace and the verdict of one run."""
-    verdict = run_seed(seed, keep_trace=True)
+    verdict = run_seed(seed, keep_trace=True, detailed=detailed)
     print("\n".join(verdict.lines))
     print()
     for problem in verdict.problems:
@@ -109,9 +110,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, help="explore for so long")
     parser.add_argument("--start", type=int, default=1, help="the first seed (default 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--detailed", action="store_true", help="trace session frames too")
     chosen = parser.parse_args(arguments)
     if chosen.seed is not None:
-        return replay(chosen.seed)
+        return replay(chosen.seed, detailed=chosen.detailed)
     if chosen.seeds is None and chosen.minutes is None:
         parser.error("give a seed, --seeds or --minutes")
     seeds = (

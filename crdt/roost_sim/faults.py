@@ -9,6 +9,8 @@ from typing import Protocol
 from .disk import Image
 from .history import History
 from .node import Node, Surroundings
+from .sessions import Sessions
+from .talkers import Talks
 
 
 class Cluster(Protocol):
@@ -17,6 +19,7 @@ class Cluster(Protocol):
     world: Surroundings
     nodes: dict[str, Node]
     history: History
+    talks: Talks
     edges: list[tuple[str, str]]
 
     def start(self, name: str) -> None: ...
@@ -51,6 +54,7 @@ class Faults:
             "old copy restored": self._restore,
             "store cloned": self._clone,
             "node joins": self._join,
+            "drain": self._drain,
         }
         assert kinds.keys() <= self._do.keys()
 
@@ -100,6 +104,10 @@ class Faults:
     def _say(self, text: str) -> None:
         self._cluster.world.trace.say(self._cluster.world.loop.now_ms, "--", text)
 
+    def _void(self, node: Node, since_ms: float) -> None:
+        self._cluster.history.void(node.name, since_ms)
+        self._cluster.talks.void(node.name, since_ms)
+
     # --- processes
 
     def _kill(self) -> bool:
@@ -125,6 +133,23 @@ class Faults:
         self._later(50, 2_000, self._cluster.start, node.name)
         return True
 
+    def _drain(self) -> bool:
+        """Hand all sessions over, then stop."""
+        node = self._alive()
+        if node is None or node.disk.failing or not isinstance(node.shell, Sessions):
+            return False
+        life = node.life
+        node.say("drains")
+        drained = self._cluster.world.loop.spawn(node.shell.drain(), life)
+
+        def stop() -> None:
+            if node.life is life and life is not None and life.alive and not node.disk.failing:
+                node.stop()
+                self._later(50, 2_000, self._cluster.start, node.name)
+
+        drained.then(stop)
+        return True
+
     def _pause(self) -> bool:
         node = self._alive()
         if node is None or node.life is None:
@@ -148,7 +173,7 @@ class Faults:
         since_ms = self._lies_since_ms.pop(node.name, None)
         if since_ms is not None:
             self._cluster.world.trace.count("rule", "lie found out")
-            self._cluster.history.void(node.name, since_ms)
+            self._void(node, since_ms)
         if node.life is None:
             node.disk.lose_power(self._random)
             node.disk.boot_id = self._random.randbytes(8)
@@ -198,7 +223,7 @@ class Faults:
         node.say(f"gets its copy of {since_ms / 1000:.3f} s back" + (", forged" if forged else ""))
         node.excused_rollbacks += 1
         node.may_write_before_greeting = not forged
-        self._cluster.history.void(node.name, since_ms)
+        self._void(node, since_ms)
         self._later(50, 2_000, self._cluster.start, node.name)
         return True
 

@@ -17,7 +17,10 @@ from .faults import Faults
 from .history import History
 from .loop import START_MS, Loop, Lost
 from .network import Network
-from .node import Node, Surroundings
+from .node import Node, Shell, Surroundings
+from .rpc import Rpc
+from .sessions import Sessions
+from .talkers import Talker, Talks, check_sessions, settled
 from .trace import Trace
 
 REGIONS = ("eu", "us", "ap", "sa", "af")
@@ -45,6 +48,7 @@ KINDS = {
     "old copy restored": 0.7,
     "store cloned": 0.3,
     "node joins": 0.5,
+    "drain": 1.0,
 }
 
 
@@ -57,6 +61,7 @@ class Plan:
     duration_ms: float
     fault_every_ms: float
     clients: int
+    talkers: int
     pause_ms: float
     kinds: dict[str, float]
 
@@ -68,7 +73,8 @@ class Plan:
             nodes=random.randint(2, 5),
             duration_ms=random.choice((4_000.0, 8_000.0, 14_000.0)),
             fault_every_ms=random.choice((250.0, 600.0, 1_500.0)),
-            clients=random.randint(2, 5),
+            clients=random.randint(1, 4),
+            talkers=random.randint(0, 4),
             pause_ms=random.choice((15.0, 60.0, 150.0)),
             kinds={kind: KINDS[kind] for kind in chosen},
         )
@@ -120,6 +126,8 @@ class Run:
         self.nodes: dict[str, Node] = {}
         self.edges: list[tuple[str, str]] = []
         self.keys = Keys(self.history, self.random)
+        self.talks = Talks()
+        self.rpcs: dict[str, Rpc] = {}
         self._busy = True
 
     # --- the cluster
@@ -128,13 +136,22 @@ class Run:
         plan = self.plan
         names = list(REGIONS[: plan.nodes])
         for name in names:
-            self.nodes[name] = Node(self.world, name, name)
+            self.nodes[name] = self._node(name)
         for a, b in edges_of(plan.topology, names, self.random):
             self._link(a, b)
         for a in names:
             for b in names:
                 if a != b and (a, b) not in self.world.network.delays_ms:
                     self.world.network.link(a, b, 40.0)
+
+    def _node(self, name: str) -> Node:
+        node = Node(self.world, name, name)
+        node.attach = self._attach
+        return node
+
+    def _attach(self, node: Node) -> Shell:
+        rpc = self.rpcs[node.name] = Rpc(node, self.rpcs.get)
+        return Sessions(node, rpc)
 
     def _link(self, a: str, b: str) -> None:
         self.edges.append((a, b))
@@ -148,7 +165,7 @@ class Run:
                 node.dial_later(peer, first=True)
 
     def join(self, name: str, neighbours: Iterable[str]) -> Node:
-        node = self.nodes[name] = Node(self.world, name, name)
+        node = self.nodes[name] = self._node(name)
         for other in self.nodes:
             if other != name:
                 self.world.network.link(name, other, 30.0)
@@ -213,6 +230,10 @@ class Run:
             loop.after(self.random.random() * 100, None, self.start, name)
         for number in range(plan.clients):
             loop.spawn(self._client(number), None)
+        for number in range(plan.talkers):
+            sid = f"s{number // 2}"
+            talker = Talker(self.talks, self.nodes, loop, self.random, sid)
+            loop.spawn(talker.run(lambda: self._busy, plan.pause_ms), None)
         faults = Faults(self, self.random, plan.kinds)
         faults.run(plan.duration_ms, plan.fault_every_ms)
         loop.run_until(plan.duration_ms)
@@ -224,6 +245,8 @@ class Run:
             self._check()
         for node in self.nodes.values():
             self.problems += node.problems
+            if node.life is not None:
+                node.life.end()
         return Verdict(
             self.seed,
             self.problems,
@@ -244,6 +267,7 @@ class Run:
                 self.trace.say(loop.now_ms, "--", f"converged after {took_ms:.0f} ms")
                 return took_ms
         self.problems.append(f"I3: not converged {HEAL_MS / 1000:.0f} s after healing")
+        self.problems += check_sessions(self.nodes, self.talks)
         for name in sorted(self.nodes):
             self.trace.say(loop.now_ms, name, self._describe(self.nodes[name]))
         return HEAL_MS
@@ -263,7 +287,9 @@ class Run:
             if dict(node.replica.vv) != node.store.vv:
                 return False
             states.append({actor: hlc for actor, hlc in node.store.vv.items() if hlc})
-        return all(state == states[0] for state in states)
+        if any(state != states[0] for state in states):
+            return False
+        return settled(self.nodes, self.talks.sids)
 
     # --- what must hold
 
@@ -271,7 +297,7 @@ class Run:
         nodes = [self.nodes[name] for name in sorted(self.nodes)]
         first = nodes[0]
         for node in nodes[1:]:
-            if node.store.digest() != first.store.digest():
+            if node.store.root() != first.store.root():
                 self.problems.append(f"I3: digests of {first.name} and {node.name} differ")
         for key in sorted(self.history.by_key):
             shown = [(node.name, self._shown(node, key)) for node in nodes]
@@ -282,6 +308,7 @@ class Run:
                         f"{value!r} at {name}"
                     )
             self._check_key(first, key)
+        self.problems += check_sessions(self.nodes, self.talks)
 
     def _shown(self, node: Node, key: bytes) -> object:
         held = node.store.key_rows(key)

@@ -15,6 +15,8 @@ class Trace:
         self.lines: list[str] = []
         self.reached: Counter[str] = Counter()
         self._keep = keep
+        self.detailed = False
+        """Session frames too; they are told in lines that a plain run does not have."""
         self._hash = hashlib.blake2b(digest_size=8)
 
     def say(self, now_ms: float, who: str, text: str) -> None:
