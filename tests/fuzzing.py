@@ -138,9 +138,11 @@ class Mutator:
 
     def _flip(self, raw: bytes) -> bytes:
         at = self._place(raw)
-        return raw[:at] + bytes([(raw[at : at + 1] or b"\0")[0] ^ 1 << self._random.randrange(8)])[
-            : len(raw)
-        ] + raw[at + 1 :]
+        return (
+            raw[:at]
+            + bytes([(raw[at : at + 1] or b"\0")[0] ^ 1 << self._random.randrange(8)])[: len(raw)]
+            + raw[at + 1 :]
+        )
 
     def _set(self, raw: bytes) -> bytes:
         at = self._place(raw)

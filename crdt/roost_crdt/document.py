@@ -189,11 +189,9 @@ class Document:
             self._check_deletes(fresh, named, deletes, all_named=not unresolved)
         if self._clocks and self._doubtful(contents, deletes):
             self._try_on_copy(update, fresh, ends)
+        watched = {key for key, _ in named} | self._field_index.keys_in(deletes)
         if unresolved:
-            watched = set(self._field_keys())
-        else:
-            watched = {key for key, _ in named}
-        watched |= self._field_index.keys_in(deletes)
+            watched.update(self._field_keys())
         before = {key: self._field(key) for key in watched}
         with self._guard:
             self._doc.apply_update(update)

@@ -93,7 +93,7 @@ RESP_TOKENS = (
 BODIES: dict[type[msgspec.Struct], bytes] = {
     bodies.CommitTurn: json.dumps(
         {
-            "messages": [{"role": "user", "content": "h\u00e9 \\ \" [{", "n": 1.50}, {"x": [[]]}],
+            "messages": [{"role": "user", "content": 'h\u00e9 \\ " [{', "n": 1.50}, {"x": [[]]}],
             "turn_id": "t-1",
             "base": 3,
             "put": {"kv_cache_index": {"a": None, "b": {"c": [1, 2]}}},
@@ -193,7 +193,7 @@ def test_resp_is_commands_or_one_fault_however_it_is_cut() -> None:
         pack(b"SET", b"session:1", b"a\r\n$3\r\nb"),
         pack(b"PING") * 3 + pack(b"HGETALL", b"x" * 200),
         pack(b"GET", b""),
-        b'set a "b c\\x41"\r\nget \'a\'\r\n',
+        b"set a \"b c\\x41\"\r\nget 'a'\r\n",
         pack(*[b"MSET", *[b"k"] * 30]),
     ]
     throw("resp", seeds, check, (ProtocolFault,), tokens=RESP_TOKENS, tree=False)

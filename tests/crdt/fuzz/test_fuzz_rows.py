@@ -121,8 +121,8 @@ class Held:
         if mine is not None:
             joined = kept(type_code, part, mine, row)
             assert joined == kept(type_code, part, row, mine)
-            assert kept(type_code, part, joined, row) == joined == kept(
-                type_code, part, joined, mine
+            assert (
+                kept(type_code, part, joined, row) == joined == kept(type_code, part, joined, mine)
             )
             assert decode_row(type_code, part, encode_row(type_code, part, joined)) == joined
         try:

@@ -84,6 +84,22 @@ def document(held: list[bytes], epoch: Epoch = EU) -> Document:
     return Document.load(client_id(epoch[0], ACTORS[epoch[1]], SID), held)
 
 
+DEAD_FIELD = bytes.fromhex(
+    "020590e491e29801002801016508742f322e75732e3301742d949301a2657502a469642d3391c41d7b22726f6c"
+    "65223a2275736572222c22636f6e74656e74223a2263227d03a8f3a9becc6d050174099402a27573c401330428"
+    "01016508742f322e75732e3401742d949302a2757303a469642d3491c41d7b22726f6c65223a2275736572222c"
+    "22636f6e74656e74223a2264227d0428010166046b7600790174079402a27573c0052801016508732f322e7573"
+    "2e3401740c929302a2757303c40322732206f3a9aecc6d002801016508742f312e65752e3101742894c0a46964"
+    "2d3191c41d7b22726f6c65223a2275736572222c22636f6e74656e74223a2261227d012801016513632f63616c"
+    "6c2d312f312f626567756e2f657501741594a6736561726368c4077b2271223a317dc09201052801016508742f"
+    "312e65752e3201742d949301a2657501a469642d3291c41d7b22726f6c65223a2275736572222c22636f6e7465"
+    "6e74223a2262227d0221010166046b560078012801016516632f63616c6c2d312f312f66696e69736865642f65"
+    "7501741994a6736561726368c4077b2271223a317dc403227222920105a1f3a9becc6d030101f3a9becc6d0203"
+    "010501"
+)
+"""Found by these mutants: overwrites of places not known here, and a field that comes only dead."""
+
+
 def content(of: Document) -> tuple[object, ...]:
     return (
         of.entries(),
@@ -140,6 +156,14 @@ def test_updates_are_taken_whole_or_change_nothing() -> None:
         with pytest.raises(CorruptData):
             check_update(hostile)
     assert content(mine) == before
+
+
+def test_a_field_that_comes_only_dead_is_refused_at_once() -> None:
+    """Once it was taken, and the document could not be loaded any more."""
+    mine = document(updates()[:3])
+    with pytest.raises(CorruptData, match="deletes a field"):
+        mine.apply(DEAD_FIELD, outside=True)
+    assert mine.broken
 
 
 def test_updates_without_a_document_are_read_or_refused() -> None:
@@ -276,6 +300,7 @@ def play(target: str, prepare: Callable[[], tuple[Stream, Shelf, Disk]]) -> None
             stream.on_frame("eu", raw)
         except PeerError:
             assert msgspec.msgpack.encode(known()) == before, "a refusal changed something"
+            assert not stream.take_frames(), "a refusal sent something"
             raise
         for _, sent in stream.take_frames():
             decode_frame(sent)
