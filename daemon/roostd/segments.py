@@ -107,14 +107,15 @@ def groups(
     with segment.path.open("rb", buffering=0) as file:
         want = _READ_BYTES
         while offset < stop:
-            data = os.pread(file.fileno(), min(want, stop - offset), offset)
+            asked = min(want, stop - offset)
+            data = os.pread(file.fileno(), asked, offset)
             at, want = 0, _READ_BYTES
             while (group := logformat.parse_group(data, at, secret)) is not None:
                 yield data, group, offset + at
                 at = group.end
             if at == 0:
                 want = logformat.group_length(data[: logformat.GROUP_HEADER_BYTES].ljust(4, b"\0"))
-                if want <= len(data) or offset + want > stop:
+                if want <= len(data) or offset + want > stop or len(data) < asked:
                     raise CorruptData(
                         f"{segment.path}: the group at byte {offset} is damaged; "
                         "run: roost check DIR --repair"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,12 @@ def _open_locked(
 ) -> Opened:
     log_path = path / "log"
     log_path.mkdir(mode=0o750, exist_ok=True)
+    recovery = Recovery()
+    if not (path / "index").exists() and not segments.listing(log_path):
+        _create_index(path, size_max, random_bytes)
+        recovery.created = True
     index = Index(path / "index", size_max)
     try:
-        recovery = Recovery()
         store_id = index.meta(b"store_id")
         if store_id is None:
             if segments.listing(log_path):
@@ -117,6 +121,19 @@ def _open_locked(
     return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery)
 
 
+def _create_index(path: Path, size_max: int, random_bytes: Callable[[int], bytes]) -> None:
+    """The index of a new store. Made aside: a power loss meanwhile leaves none, not half of one."""
+    aside = path / "index.new"
+    shutil.rmtree(aside, ignore_errors=True)
+    index = Index(aside, size_max)
+    try:
+        create_identity(path, index, random_bytes)
+    finally:
+        index.close()
+    aside.rename(path / "index")
+    segments.sync_directory(path)
+
+
 def create_identity(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> bytes:
     """Make the index that of a new store, with an empty log; its names are durable before
     anything is written under them. Returns the store id."""
@@ -132,7 +149,7 @@ def create_identity(path: Path, index: Index, random_bytes: Callable[[int], byte
         b"position": None,
     }
     index.write((), {logformat.KIND_META: sorted([*meta.items(), *_place(index)])})
-    for directory in (path / "index", path / "log", path, path.parent):
+    for directory in (index.path, path / "log", path, path.parent):
         segments.sync_directory(directory)
     identity.mark_clean(path, store_id)
     return store_id
