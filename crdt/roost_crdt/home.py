@@ -31,6 +31,9 @@ Epoch = tuple[int, str]
 """`(n, node)`: the fencing number of a home and the node that is home under it."""
 
 CHAIN_START = bytes(16)
+ACTOR_LEAP = 64
+"""Epochs that a node passes over when its store writes as another actor: it may have lost a tail
+in which it was home under the next ones, and entries of those exist elsewhere."""
 EPOCH_MAX = (1 << 19) - 1
 """The epoch's number must fit the 19 bits it has in a document's client id."""
 
@@ -86,9 +89,9 @@ def chain_next(chain: bytes, update: bytes) -> bytes:
     return hashlib.blake2b(chain + update, digest_size=16).digest()
 
 
-def succeed(meta: Meta, home: str, standby: str | None) -> Meta:
+def succeed(meta: Meta, home: str, standby: str | None, leap: int = 1) -> Meta:
     """The same session one epoch on: another home, another standby, or both."""
-    n = meta.epoch[0] + 1
+    n = meta.epoch[0] + leap
     assert n <= EPOCH_MAX, f"session {meta.sid} has changed its home {n} times"
     return msgspec.structs.replace(meta, epoch=(n, home), standby=standby, acked_n=0)
 
@@ -141,7 +144,7 @@ class Whole(msgspec.Struct, array_like=True, tag=4, frozen=True):
 
 
 class Deposed(msgspec.Struct, array_like=True, tag=5, frozen=True):
-    """To a node that acted under a lower epoch: this one is in force."""
+    """To a node that acted under a lower epoch, or whose link came up: this one is in force."""
 
     sid: str
     epoch: Epoch

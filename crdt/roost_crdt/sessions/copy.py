@@ -129,12 +129,12 @@ class SessionCopy:
             fields = {**changes.fields, **changes.repairs}
             return self._step(update, changes.entries, fields, now_ms)
 
-    def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
+    def enter_epoch(self, home: str, standby: str | None, now_ms: int, *, leap: int = 1) -> None:
         """The next epoch, durable with the open group; the document changes its client id.
 
         A former home that is home again has nothing left to merge into another.
         """
-        after = succeed(self.meta, home, standby)
+        after = succeed(self.meta, home, standby, leap)
         self.set_meta(
             msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms, unmerged=False)
         )
