@@ -107,8 +107,37 @@ async def test_a_reservation_of_yesterday_charges_nothing_today() -> None:
     [one] = await cluster()
     reservation = await one.quotas.reserve(KEY, 60, "r", 2 * DAY_MS)
     one.skip(DAY_MS)
+    await one.quotas.spend(KEY, 10)
     await one.quotas.settle(reservation, 50)
-    await one.quotas.spend(KEY, 100)
+    await one.crash()
+    await one.quotas.spend(KEY, 90)
+
+
+@virtual
+async def test_what_was_settled_is_still_charged_after_a_crash() -> None:
+    [one] = await cluster()
+    reservation = await one.quotas.reserve(KEY, 60, "r", 100_000)
+    await one.quotas.settle(reservation, 25)
+    await one.crash()
+    assert not [key for key in one.spends.seen if key.startswith(b"v")]
+    await one.quotas.spend(KEY, 75)
+    with pytest.raises(Exhausted):
+        await one.quotas.spend(KEY, 1)
+    assert await one.quotas.settle(reservation, 25) == {"id": reservation, "used": 25}
+
+
+@virtual
+async def test_a_reservation_that_waits_for_more_does_not_expire() -> None:
+    one, two = await cluster(2)
+    await two.quotas.set_limit(KEY, 10_000)
+    for _ in range(200):
+        await two.quotas.spend(KEY, 5)
+    reservation = await one.quotas.reserve(KEY, 50, "r", 300)
+    left = (await one.quotas.show(KEY))["remaining"]
+    await one.quotas.settle(reservation, 50 + left + 1)  # the other's rest comes back in a second
+    await asyncio.sleep(2)
+    spent = 1_000 + 50 + left + 1
+    assert (await one.quotas.show(KEY))["remaining"] == 10_000 - spent
 
 
 @virtual

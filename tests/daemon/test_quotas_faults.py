@@ -56,12 +56,15 @@ async def test_a_new_actors_old_grant_counts_as_spent_until_the_window_ends() ->
 
 @virtual
 async def test_an_actor_that_changes_while_running_does_not_keep_its_grant() -> None:
-    [one] = await cluster()
-    await one.quotas.reserve(KEY, 50, None, 10_000)
+    one, two = await cluster(2)
+    await one.quotas.set_limit(KEY, 10_000)
+    for _ in range(100):
+        await one.quotas.spend(KEY, 5)
     one.actor += 1
+    left = (await two.quotas.show(KEY))["remaining"]
+    await two.quotas.spend(KEY, left)
     with pytest.raises(Exhausted):
-        await one.quotas.spend(KEY, 51)
-    await one.quotas.spend(KEY, 50)
+        await one.quotas.spend(KEY, 1)
 
 
 @virtual
