@@ -190,10 +190,10 @@ class Node:
         entries = live.fold.path() + [e for b in live.fold.branches() for e in b.entries]
         return {entry.ref for entry in entries}
 
-    def sweep(self) -> None:
+    def sweep(self, *newcomers: str) -> None:
         after: str | None = ""
         while after is not None:
-            after = self.stream.sweep_page(after)
+            after = self.stream.sweep_page(after, newcomers)
             self.flush()
 
 
@@ -238,8 +238,8 @@ class Network:
 
     def heal(self, a: str, b: str) -> None:
         if self.cut_at.pop(frozenset((a, b)), None) is not None and self.up(a, b):
-            self.nodes[a].sweep()
-            self.nodes[b].sweep()
+            self.nodes[a].sweep(b)
+            self.nodes[b].sweep(a)
 
     def heal_all(self) -> None:
         for name in list(self.down):
@@ -267,10 +267,10 @@ class Network:
             return
         node = self.nodes[name]
         node.start()
-        node.sweep()
-        for other in self.names:
-            if other != name and self.up(name, other):
-                self.nodes[other].sweep()
+        near = [other for other in self.names if other != name and self.up(name, other)]
+        node.sweep(*near)
+        for other in near:
+            self.nodes[other].sweep(name)
 
     def take_over(self, name: str, sid: str) -> bool:
         """As the daemon does: the probe fails if home cannot be reached now."""
@@ -328,6 +328,8 @@ class Network:
             if name not in self.down:
                 node.stream.tick()
                 node.flush()
+                if node.stream.sweep_due:
+                    node.sweep()
 
     def settle(self) -> None:
         """Heal everything and let time pass until nothing moves any more, past a regular sweep."""

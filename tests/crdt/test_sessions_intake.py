@@ -15,3 +15,48 @@ def test_what_is_no_frame_is_refused() -> None:
     with pytest.raises(PeerError):
         node.stream.on_frame("us", b"\xc1")
     assert node.shelf.meta(SID) is None
+
+
+def test_two_homes_with_one_standby_hear_of_each_other() -> None:
+    network = Network(("eu", "us", "ap"))
+    for name in ("eu", "us"):
+        network[name].stream.begin(SID)
+        network[name].commit(SID, f"first of {name}")
+    assert {network[name].live(SID).meta.standby for name in ("eu", "us")} == {"ap"}
+    network.settle()
+    assert {meta.epoch for meta in network.heads(SID).values()} == {(1, "us")}
+    assert sorted(network["us"].turns(SID)) == ["first of eu", "first of us"]
+
+
+def test_a_replaced_standby_that_returns_does_not_take_over() -> None:
+    network = Network(("eu", "us", "ap"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    former = network["eu"].live(SID).meta.standby
+    assert former is not None
+    network.crash(former)
+    for _ in range(20):
+        network.pass_time(1_000)
+        network.deliver_all()
+    assert network["eu"].live(SID).meta.standby not in (None, former)
+    network.start(former)
+    network.deliver_all()
+    network.crash("eu")
+    network.pass_time(2_000)
+    assert not network.take_over(former, SID)
+
+
+def test_homes_with_standbys_apart_are_found_when_a_link_comes_up() -> None:
+    network = Network(("a", "b", "c", "d"))
+    for one in ("a", "b"):
+        for other in ("c", "d"):
+            network.cut(one, other)
+    for name in ("a", "c"):
+        network[name].stream.begin(SID)
+        network[name].commit(SID, f"first of {name}")
+    network.deliver_all()
+    network.settle()
+    homes = {meta.home for meta in network.heads(SID).values()}
+    assert homes == {"c"}
+    assert sorted(network["c"].turns(SID)) == ["first of a", "first of c"]

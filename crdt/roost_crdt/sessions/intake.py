@@ -73,7 +73,7 @@ class Intake:
             case Whole():
                 self._on_whole(peer, frame)
             case Deposed():
-                self._shelf.learn(frame.sid, frame.epoch, frame.standby)
+                self._on_deposed(peer, frame)
             case Merge():
                 self._on_merge(peer, frame)
             case Merged():
@@ -84,6 +84,7 @@ class Intake:
                 self._erase(frame.sid, frame.at_ms)
 
     def _on_update(self, peer: str, frame: Update) -> None:
+        before = self._shelf.meta(frame.sid)
         verdict = judge_update(self._as_shown(frame), frame.epoch, frame.n, frame.prev_chain)
         if verdict is Verdict.APPEND:
             with self._shelf.arriving(
@@ -91,6 +92,7 @@ class Intake:
             ) as live:
                 live.append(frame)
             self._out.acknowledge(peer, live)
+            self._tell_former(before, live.meta)
             return
         meta = self._see_epoch(frame)
         if meta is not None and meta.unmerged:
@@ -106,6 +108,7 @@ class Intake:
                 self._out.depose(peer, frame.sid)
 
     def _on_whole(self, peer: str, frame: Whole) -> None:
+        before = self._shelf.meta(frame.sid)
         meta = self._as_shown(frame)
         if meta is not None and meta.epoch > frame.epoch:
             self._out.depose(peer, frame.sid)
@@ -117,6 +120,7 @@ class Intake:
             live.replace(frame)
         self._out.wanted.pop(frame.sid, None)
         self._out.acknowledge(peer, live)
+        self._tell_former(before, live.meta)
 
     def _on_offer(self, peer: str, frame: Offer) -> None:
         meta = self._see_epoch(frame)
@@ -183,6 +187,23 @@ class Intake:
         self._out.unmerged.pop(frame.sid, None)
         self._out.want(peer, frame.sid, live.meta.epoch)
 
+    def _on_deposed(self, peer: str, frame: Deposed) -> None:
+        """Somebody says which epoch is in force; whoever knows a higher one says so."""
+        before = self._shelf.meta(frame.sid)
+        if before is None:
+            return
+        if before.epoch > frame.epoch:
+            self._out.depose(peer, frame.sid)
+            return
+        self._tell_former(before, self._shelf.learn(frame.sid, frame.epoch, frame.standby))
+
+    def _tell_former(self, before: Meta | None, after: Meta) -> None:
+        """A home that the new one may not know of (two first contacts) learns its place here."""
+        if before is None or before.epoch >= after.epoch:
+            return
+        if before.home not in (self._shelf.node, after.home):
+            self._out.send(before.home, Deposed(after.sid, after.epoch, after.standby))
+
     def _as_shown(self, frame: Update | Whole) -> Meta | None:
         """The head as it will be once the frame's epoch is learnt; nothing is learnt yet.
 
@@ -197,6 +218,8 @@ class Intake:
     def _see_epoch(self, frame: Update | Whole | Offer) -> Meta | None:
         """The head in force after a home's frame showed its epoch."""
         meta = self._shelf.meta(frame.sid)
-        if meta is not None and meta.held and frame.epoch > meta.epoch:
-            meta = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
-        return meta
+        if meta is None or not meta.held or frame.epoch <= meta.epoch:
+            return meta
+        after = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
+        self._tell_former(meta, after)
+        return after

@@ -5,11 +5,12 @@ Frames come in through `roost_crdt.sessions.intake`, go out through `roost_crdt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from roost_crdt.home import (
+    Deposed,
     Erase,
     Follow,
     Meta,
@@ -53,7 +54,11 @@ class Stream:
         self._out = Outbox(shelf)
         self._intake = Intake(shelf, self._out, self.publish, self.erase_here)
         shelf.on_deposed = self._out.send_unmerged
-        self._swept_ms = shelf.now_ms()
+        self._started_ms = self._swept_ms = shelf.now_ms()
+        self._gone_ms = STANDBY_GONE_FACTOR * takeover_after_ms
+        self._heard: set[str] | None = None
+        """Neighbours that were up and are not gone since; None until the first can be gone."""
+        self._sweep_due = False
 
     # --- home's side ---
 
@@ -198,6 +203,7 @@ class Stream:
             elif now_ms - sent_ms > MERGE_AGAIN_MS:
                 self._out.send_unmerged(sid)
         rtts = {c.node: c.rtt_ms for c in self._links.candidates()}
+        self._watch_for_gone(rtts.keys())
         for sid, offered_ms in list(self._out.unacked.items()):
             live = self._shelf.live(sid)
             if live is None or live.meta.home != self._shelf.node:
@@ -210,15 +216,18 @@ class Stream:
             else:
                 self._replace_standby(live)
 
-    def sweep_page(self, after: str) -> str | None:
+    def sweep_page(self, after: str, newcomers: Collection[str] = ()) -> str | None:
         """Look through the next page of sessions; where to go on, None at the end.
 
-        After a start, when a link came up, and every `SWEEP_EVERY_MS`: what the standby lacks is
-        offered, what a new home lacks is sent, what has expired is dropped.
+        After a start, when the links of `newcomers` came up, and every `SWEEP_EVERY_MS`: what the
+        standby lacks is offered, what a new home lacks is sent, what has expired is dropped, and
+        newcomers hear which epochs are in force.
         """
+        if not after:
+            self._sweep_due = False
         heads = self._shelf.table.heads(after, SWEEP_PAGE)
         for meta in heads:
-            self._revisit(self._shelf.meta(meta.sid) or meta)
+            self._revisit(self._shelf.meta(meta.sid) or meta, newcomers)
         if len(heads) < SWEEP_PAGE:
             self._swept_ms = self._shelf.now_ms()
             return None
@@ -226,19 +235,38 @@ class Stream:
 
     @property
     def sweep_due(self) -> bool:
-        """Whether the last whole sweep is long ago."""
-        return self._shelf.now_ms() - self._swept_ms > SWEEP_EVERY_MS
+        """Whether the last whole sweep is long ago, or a neighbour has gone since."""
+        return self._sweep_due or self._shelf.now_ms() - self._swept_ms > SWEEP_EVERY_MS
 
-    def _revisit(self, meta: Meta) -> None:
+    def _gone(self, node: str) -> bool:
+        """Whether a standby is to be replaced: a short cut must not race epochs upwards."""
+        since_start_ms = self._shelf.now_ms() - self._started_ms
+        return min(self._links.silent_ms(node), since_start_ms) >= self._gone_ms
+
+    def _watch_for_gone(self, up: Collection[str]) -> None:
+        """Sessions whose standby has just gone are found by a sweep, be they idle."""
+        if self._heard is None:
+            if self._shelf.now_ms() - self._started_ms < self._gone_ms:
+                return
+            self._heard, self._sweep_due = set(), True
+        gone = {node for node in self._heard.difference(up) if self._gone(node)}
+        self._heard -= gone
+        self._heard.update(up)
+        self._sweep_due = self._sweep_due or bool(gone)
+
+    def _revisit(self, meta: Meta, newcomers: Collection[str]) -> None:
         if meta.erased_ms:
-            for candidate in self._links.candidates():
-                self._out.send(candidate.node, Erase(meta.sid, meta.erased_ms))
+            for node in newcomers or [c.node for c in self._links.candidates()]:
+                self._out.send(node, Erase(meta.sid, meta.erased_ms))
             return
         if self._shelf.expired(meta):
             self._shelf.forget(meta.sid)
             return
         if not meta.held:
             return
+        if self._shelf.node in (meta.home, meta.standby):
+            for node in newcomers:
+                self._out.send(node, Deposed(meta.sid, meta.epoch, meta.standby))
         if meta.unmerged:
             self._out.send_unmerged(meta.sid)
         elif meta.home == self._shelf.node:
@@ -252,8 +280,7 @@ class Stream:
     def _replace_standby(self, live: SessionCopy) -> None:
         """Another standby for a session whose own is gone; it is named once it holds the copy."""
         meta = live.meta
-        gone_ms = STANDBY_GONE_FACTOR * self._takeover_after_ms
-        if meta.standby is not None and self._links.silent_ms(meta.standby) < gone_ms:
+        if meta.standby is not None and not self._gone(meta.standby):
             return
         chosen = self.choose(meta.sid)
         if chosen is None or chosen == meta.standby:

@@ -23,6 +23,7 @@ class Delivery:
         self._durable = durable
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_again = False
+        self._newcomers: set[str] = set()
 
     def after_flush(self) -> None:
         """Send what became durable. A frame without room is dropped; the stream offers it again."""
@@ -43,23 +44,27 @@ class Delivery:
             live.waiters[:] = [waiter for waiter in live.waiters if waiter[1] != held.set]
         return True
 
-    def sweep(self) -> None:
-        """Look through every session once, in the background."""
+    def sweep(self, newcomer: str | None = None) -> None:
+        """Look through every session once, in the background; a newcomer hears of each."""
+        if newcomer is not None:
+            self._newcomers.add(newcomer)
         if self._sweeping is not None and not self._sweeping.done():
             self._sweep_again = True
             return
         self._sweeping = asyncio.create_task(self._sweep(), name="session sweep")
 
     async def _sweep(self) -> None:
-        after: str | None = ""
-        while after is not None:
-            self._sweep_again = self._sweep_again and bool(after)
-            after = self._stream.sweep_page(after)
-            await self._durable()
-            self.after_flush()
-            await asyncio.sleep(SWEEP_PAUSE_S)
-            if after is None and self._sweep_again:
-                after = ""
+        again = True
+        while again:
+            newcomers, self._newcomers = frozenset(self._newcomers), set()
+            self._sweep_again = False
+            after: str | None = ""
+            while after is not None:
+                after = self._stream.sweep_page(after, newcomers)
+                await self._durable()
+                self.after_flush()
+                await asyncio.sleep(SWEEP_PAUSE_S)
+            again = self._sweep_again
 
     def tick(self) -> None:
         """Whatever is due: offers and merges that were not answered, the regular sweep."""

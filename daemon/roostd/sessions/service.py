@@ -433,7 +433,7 @@ class Sessions:
 
     def on_link_up(self, peer: str) -> None:
         """A neighbour is back: offer it what it lacks, send it what it must merge."""
-        self.delivery.sweep()
+        self.delivery.sweep(peer)
 
     def counts(self) -> dict[str, int]:
         """Sessions in memory by role."""

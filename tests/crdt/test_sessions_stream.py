@@ -1,0 +1,191 @@
+"""Home, standby and former home over links that cut and disks that crash: nothing acknowledged is
+lost, one home is left, and staleness is counted right.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from session_network import TAKEOVER_AFTER_MS, Network, Seen
+
+from roost_crdt.token import lacks
+
+SID = "s1"
+NAMES = ("eu", "us", "ap")
+names = st.sampled_from(NAMES)
+
+
+class SessionHistory(RuleBasedStateMachine):
+    """Random commits, cuts, takeovers, handovers and crashes that keep what was durable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network(NAMES)
+        self.acknowledged: set[str] = set()
+        self.tokens: list[Seen] = []
+        self.count = 0
+        self.opened = False
+
+    def running(self) -> list[str]:
+        return [name for name in NAMES if name not in self.network.down]
+
+    def text(self) -> str:
+        self.count += 1
+        return f"turn-{self.count}"
+
+    @rule(name=names)
+    @precondition(lambda self: len(self.tokens) < 60)
+    def open_or_commit(self, name: str) -> None:
+        """A turn, if this node believes that it is home; first contacts anywhere at first."""
+        node = self.network[name]
+        if name in self.network.down:
+            return
+        if node.shelf.meta(SID) is None and not self.opened:
+            node.stream.begin(SID)
+            node.flush()
+        if node.is_home(SID):
+            self.opened = True
+            text = self.text()
+            self.tokens.append(node.commit(SID, text))
+            self.acknowledged.add(text)
+
+    @rule(a=names, b=names)
+    @precondition(lambda self: not self.opened)
+    def two_first_contacts(self, a: str, b: str) -> None:
+        for name in {a, b}:
+            node = self.network[name]
+            if node.shelf.meta(SID) is None and name not in self.network.down:
+                node.stream.begin(SID)
+                node.flush()
+        self.opened = True
+
+    @rule(a=names, b=names)
+    def cut(self, a: str, b: str) -> None:
+        if a != b:
+            self.network.cut(a, b)
+
+    @rule(a=names, b=names)
+    def heal(self, a: str, b: str) -> None:
+        if a != b:
+            self.network.heal(a, b)
+
+    @rule(a=names, b=names, count=st.integers(1, 5))
+    def deliver(self, a: str, b: str, count: int) -> None:
+        for _ in range(count):
+            self.network.deliver(a, b)
+
+    @rule(ms=st.sampled_from([100, 700, TAKEOVER_AFTER_MS + 1, 11 * TAKEOVER_AFTER_MS]))
+    def pass_time(self, ms: int) -> None:
+        self.network.pass_time(ms)
+
+    @rule(name=names)
+    def take_over(self, name: str) -> None:
+        if name not in self.network.down:
+            self.network.take_over(name, SID)
+
+    @rule(name=names, to=names, answer=st.booleans())
+    def hand_over(self, name: str, to: str, answer: bool) -> None:
+        if name in self.network.down or name == to or not self.network[name].is_home(SID):
+            return
+        self.network.hand_over(name, SID, to, answer=answer)
+
+    @rule(name=names)
+    def crash(self, name: str) -> None:
+        if name not in self.network.down:
+            self.network.crash(name)
+
+    @rule(name=names)
+    def crash_before_durable(self, name: str) -> None:
+        """The turn was written, not durable, and never acknowledged."""
+        if name not in self.network.down and self.network[name].is_home(SID):
+            self.network[name].write(SID, self.text())
+            self.network.crash(name)
+
+    @rule(name=names)
+    def start(self, name: str) -> None:
+        self.network.start(name)
+
+    @rule(name=names, pick=st.integers(0, 1 << 16))
+    @precondition(lambda self: bool(self.tokens))
+    def show_a_token(self, name: str, pick: int) -> None:
+        """A bearer comes to any node: a higher epoch is believed, a higher home is told."""
+        seen = self.tokens[pick % len(self.tokens)]
+        if name not in self.network.down:
+            node = self.network[name]
+            node.shelf.learn(SID, seen.claims.epoch, seen.claims.standby)
+            node.flush()
+
+    @invariant()
+    def staleness_is_counted_right(self) -> None:
+        for name in self.running():
+            node = self.network[name]
+            meta = node.shelf.meta(SID)
+            if meta is None or not meta.held:
+                continue
+            refs, lineage = node.refs(SID), node.live(SID).fold.lineage()
+            for seen in self.tokens[-8:]:
+                assert lacks(seen.claims, lineage) == len(seen.turns - refs)
+
+    @invariant()
+    def no_frame_was_refused(self) -> None:
+        assert self.network.broken == []
+
+    def teardown(self) -> None:
+        self.network.settle()
+        heads = self.network.heads(SID)
+        if heads:
+            (home,) = {meta.home for meta in heads.values()}
+            assert self.network[home].is_home(SID), heads
+            turns = self.network[home].turns(SID)
+            assert sorted(turns) == sorted(set(turns)), "a turn is held twice"
+            assert self.acknowledged <= set(turns), self.acknowledged - set(turns)
+            assert not any(meta.unmerged for meta in heads.values()), heads
+            standby = heads[home].standby
+            assert standby is not None
+            assert heads[standby].epoch == heads[home].epoch
+            assert self.network[standby].turns(SID) == turns
+            assert heads[home].acked_n == heads[home].n
+        assert self.network.broken == []
+
+
+TestSessionHistory = SessionHistory.TestCase
+TestSessionHistory.settings = settings(stateful_step_count=40)
+
+
+def replaced(network: Network, home: str, ms: int) -> str | None:
+    """The standby after that much time, in steps of a second."""
+    for _ in range(ms // 1_000):
+        network.pass_time(1_000)
+        network.deliver_all()
+    return network[home].live(SID).meta.standby
+
+
+def test_the_standby_of_an_idle_session_is_replaced_once_it_is_gone() -> None:
+    network = Network(NAMES)
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    former = network["eu"].live(SID).meta.standby
+    assert former is not None
+    network.crash(former)
+    assert replaced(network, "eu", 9_000) == former
+    other = replaced(network, "eu", 4_000)
+    assert other not in (former, None)
+    assert network[str(other)].turns(SID) == ["one"]
+    assert network["eu"].live(SID).meta.epoch == (2, "eu")
+
+
+def test_a_restarted_home_gives_its_standby_time_to_come_up() -> None:
+    network = Network(NAMES)
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    standby = network["eu"].live(SID).meta.standby
+    assert standby is not None
+    network.crash("eu")
+    network.cut("eu", standby)
+    network.cut_at[frozenset(("eu", standby))] = -1 << 40  # never heard since the start
+    network.start("eu")
+    assert replaced(network, "eu", 5_000) == standby
+    assert replaced(network, "eu", 9_000) != standby
