@@ -261,20 +261,22 @@ def throw(
         check(seed)
     mutator = Mutator(seeds, random=Random(f"{SEED}:{target}"), tokens=tokens, tree=tree)
     accepted = refused = 0
-    raw = b""
+    raw, why = b"", "-"
     try:
-        for number in range(inputs(target)):
+        while accepted + refused < inputs(target):
             raw = mutator.next()
             began_s = time.thread_time()
             try:
                 check(raw)
                 accepted += 1
             except refusals as error:
-                assert str(error), "a refusal says why"
+                why = str(error)
                 refused += 1
+            assert why, "a refusal says why"
             took_s = time.thread_time() - began_s
             assert took_s < INPUT_CPU_S_MAX, f"one input took {took_s:.1f} s"
     except BaseException as fault:  # a hang that pytest-timeout ends is no Exception
+        number = accepted + refused
         fault.add_note(f"target {target!r}, input {number}: bytes.fromhex({raw.hex()!r})")
         raise
     print(f"{target}: {accepted} taken, {refused} refused")

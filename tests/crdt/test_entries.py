@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roost_crdt import entries
 from roost_crdt.entries import (
     call_entry,
     check_entry,
@@ -190,3 +191,22 @@ def test_other_entries_have_one_shape_too(key: str, leaf: bytes) -> None:
 def test_fields_have_one_shape_too(key: str, leaf: bytes) -> None:
     with pytest.raises(CorruptData):
         check_field(key, leaf)
+
+
+def test_a_decoded_entry_is_encoded_as_it_was_made() -> None:
+    key, leaf = turn_entry(
+        (2, "eu"), 4, parent=(1, "us", 3), turn_id="t", messages=[b"{}"], at_ms=9
+    )
+    assert entries.turn_leaf(read_turn(key, leaf)) == leaf
+    key, leaf = summary_entry((2, "eu"), 4, covers=(1, "us", 3), message=b'"s"')
+    assert entries.summary_leaf(read_summary(key, leaf)) == leaf
+
+
+def test_what_a_field_ranks_by_is_its_epoch() -> None:
+    _, low = field_entry("kv", "a", (1, "us"), b"1", 99)
+    _, high = field_entry("kv", "a", (1, "za"), None, 1)
+    assert entries.field_rank(low) == (1, "us") < entries.field_rank(high) == (1, "za")
+    assert entries.field_value(low) == b"1"
+    assert entries.field_value(high) is None
+    with pytest.raises(CorruptData):
+        entries.field_rank(b"\x90")

@@ -460,3 +460,23 @@ def test_any_key_and_body_is_taken_or_corrupt(key: str, leaf: bytes) -> None:
             assert picture(found) == picture(Fold()), "a refused entry changes nothing"
     with pytest.raises(CorruptData):
         Fold().add_field(key, b"\xc1" + leaf)
+
+
+def test_a_fork_takes_the_summaries_of_its_turns_only() -> None:
+    kept = fold.summary_entry(EU, 1, covers=(*EU, 1), message=b'"early"')
+    left = fold.summary_entry(EU, 2, covers=(*EU, 2), message=b'"late"')
+    found = folded(*chain(EU, 1, 2, None), kept, left)
+    taken = found.entries_of([(*EU, 1), (9, "zz", 9)])
+    assert kept[0] in taken
+    assert left[0] not in taken
+    assert [key for key in taken if key.startswith("t/")] == ["t/1.eu.1"]
+
+
+def test_a_step_that_cannot_be_read_is_no_collision() -> None:
+    key, leaf = step(1, "finished", EU, 1, b"a")
+    found = folded((key, leaf))
+    for garbage in (b"\x00", b"\xff" + leaf):
+        with pytest.raises(CorruptData):
+            found.add(key, garbage)
+    assert found.collisions == 0
+    assert found.raw_entries()[key] == leaf

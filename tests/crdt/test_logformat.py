@@ -344,3 +344,8 @@ def test_two_parts_of_an_index_make_the_whole(
 def test_kinds_are_the_ones_on_disk() -> None:
     assert KIND_RECORD == 1
     assert sorted(logformat.KINDS) == list(range(1, 9))
+
+
+def test_an_index_shorter_than_its_trailer_is_not_used() -> None:
+    assert logformat.decode_index(bytes(logformat.TRAILER_BYTES - 1)) is None
+    assert logformat.index_bytes(bytes(logformat.TRAILER_BYTES - 1)) is None

@@ -143,3 +143,31 @@ def test_a_row_under_another_name_is_noticed() -> None:
 def test_a_row_cut_short_is_noticed(size: int) -> None:
     with pytest.raises(CorruptData, match="cut short"):
         unseal(b"name", seal(b"name", 2, b"body")[:size])
+
+
+def test_fields_and_rows_of_one_actor_have_their_prefixes() -> None:
+    assert layout.actor_part(7, 9).startswith(layout.actor_prefix(7))
+    assert not layout.actor_part(8, 9).startswith(layout.actor_prefix(7))
+    name = b"f" * 255
+    assert layout.field_of(layout.field_part(name)) == name
+    assert layout.field_counter_part(name, 1, 2).startswith(layout.field_counter_prefix(name))
+    for make in (layout.field_part, layout.field_counter_prefix):
+        with pytest.raises(BadRequest, match="the field has 256 bytes; at most 255"):
+            make(b"f" * 256)
+
+
+def test_long_names_are_hashed_to_16_bytes() -> None:
+    assert len(layout.hash_of(b"x" * 1_000)) == layout.HASH_BYTES == 16
+    assert layout.hash_of(b"x") != layout.hash_of(b"y")
+
+
+def test_a_reused_stamp_carries_what_is_kept() -> None:
+    reused = layout.StampReused("two values", {b"part": (1,)})
+    assert reused.kept == {b"part": (1,)}
+    assert str(reused) == "two values"
+
+
+def test_the_clusters_own_keys_are_not_a_clients() -> None:
+    with pytest.raises(BadRequest, match="the cluster's own"):
+        layout.check_key(b"\x01members")
+    layout.split_row_key(layout.row_key(b"\x01members", layout.VALUE))

@@ -128,3 +128,32 @@ def test_a_long_chain_over_two_clients_is_resolved_in_one_walk() -> None:
     assert not unresolved
     assert len(named) == 20_001
     assert {key for key, _ in named} == {"a"}
+
+
+def test_items_of_other_clients_are_no_origins() -> None:
+    overwrites = [Overwrite((7, 5), b"2", 7, 6, 6)]
+    fields = [Item("a", b"1", 9, 0, 5)]
+    named, unresolved = FieldIndex().resolve(contents(fields, overwrites))
+    assert named == [("a", fields[0])]
+    assert list(unresolved) == [(7, 5)]
+
+
+def test_no_clocks_make_no_run() -> None:
+    runs = EntryRuns()
+    runs.add(7, 3, 3)
+    assert not runs.holds(7, 3)
+    runs.add(7, 3, 4)
+    assert runs.holds(7, 3)
+
+
+def test_dead_values_are_known_by_no_place() -> None:
+    index = FieldIndex()
+    index.take([("a", Item("a", None, 7, 0, 0)), ("b", Item("b", b"1", 7, 1, 1))], {})
+    assert index.keys_in({7: [Range(7, 0, 2)]}) == {"b"}
+    index.take([("c", Item("c", b"1", 7, 2, 2))], {7: [Range(7, 2, 3)]})
+    assert index.keys_in({7: [Range(7, 0, 3)]}) == {"b"}
+
+
+def test_an_update_without_overwrites_names_its_fields_only() -> None:
+    fields = [Item("a", b"1", 9, 0, 0)]
+    assert FieldIndex().resolve(contents(fields)) == ([("a", fields[0])], {})
