@@ -145,14 +145,25 @@ class Index:
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """Sealed rows from `start` (inclusive) on, bounded, at least one if there is one; and
         whether these are the last."""
+        return self._after(self._rows, start, rows_max, bytes_max)
+
+    def pairs_after(
+        self, kind: int, start: bytes, pairs_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """The same of a kind's pairs."""
+        return self._after(self._kinds[kind], start, pairs_max, bytes_max)
+
+    def _after(
+        self, db: Any, start: bytes, count_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
         found: list[tuple[bytes, bytes]] = []
         size = 0
-        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+        with self._env.begin(db=db) as txn, txn.cursor() as cursor:
             if not cursor.set_range(start):
                 return found, True
             for key, value in cursor.iternext():
                 size += len(key) + len(value)
-                if found and (size > bytes_max or len(found) >= rows_max):
+                if found and (size > bytes_max or len(found) >= count_max):
                     return found, False
                 found.append((key, value))
         return found, True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from roost_crdt import logformat
-from roost_crdt.errors import Busy, Full, TooLarge
+from roost_crdt.errors import Busy, CorruptData, Full, TooLarge
 from roost_crdt.logformat import Entry, OpenGroup, OriginIndex, Secret, SegmentHeader
 from roostd import segments
 from roostd.housekeeping import Housekeeper
@@ -257,6 +257,44 @@ class Log:
             for data, group, _ in segments.groups(segment, start, segment.end, self._secret):
                 if group.last_seq > above_seq:
                     yield from (e for e in logformat.entries(data, group) if e.seq > above_seq)
+
+    def first_position(self) -> Position:
+        """Where the oldest entry that is retained begins."""
+        return Position(self._segments[0].number, logformat.SEGMENT_HEADER_BYTES)
+
+    def entries_from(
+        self, position: Position, seq: int, last_seq: int, bytes_max: int
+    ) -> tuple[list[Entry], Position]:
+        """The durable entries from `seq` + 1, which begins at `position`, to `last_seq`, in whole
+        groups: about `bytes_max`, at least one group if there is one; and where to go on.
+
+        Raises CorruptData if they are not there: damaged, or trimmed meanwhile.
+        """
+        found: list[Entry] = []
+        size = 0
+        if seq >= last_seq:
+            return found, position
+        for segment in self._segments:
+            if segment.number < position.segment:
+                continue
+            start = logformat.SEGMENT_HEADER_BYTES
+            if segment.number == position.segment:
+                start = position.offset
+            for data, group, place in segments.groups(segment, start, segment.end, self._secret):
+                if group.last_seq > last_seq or size >= bytes_max:
+                    return found, position
+                if group.seq != seq + 1:
+                    break
+                found += logformat.entries(data, group)
+                length = group.end - group.offset
+                seq, size = group.last_seq, size + length
+                position = Position(segment.number, place + length)
+        if seq < last_seq and not found:
+            raise CorruptData(
+                f"{self.directory}: entry {seq + 1} is not retained any more (the oldest is "
+                f"{self.first_seq()}; store.log_retention)"
+            )
+        return found, position
 
     def first_seq(self) -> int:
         """The oldest entry that is retained."""

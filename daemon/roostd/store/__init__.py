@@ -11,16 +11,22 @@ from roostd.store.checking import Findings, Repaired, check, repair
 from roostd.store.identity import StoreLocked
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Recovery
+from roostd.store.restoring import RESTORED, Restored, Verified, restore, verify_backup
 from roostd.store.store import Store
 
 __all__ = [
+    "RESTORED",
     "Findings",
     "KeyRows",
     "Recovery",
     "Repaired",
+    "Restored",
     "Store",
     "StoreFailed",
     "StoreLocked",
+    "Verified",
     "check",
     "repair",
+    "restore",
+    "verify_backup",
 ]

@@ -123,12 +123,12 @@ def _check_rows(index: Index, findings: Findings) -> None:
         except CorruptData as exc:
             findings.damaged_rows.append(name)
             findings.problems.append(f"{index.path}: {exc}")
-    if not findings.damaged_rows and load_digest(index) != _digest_of(index):
+    if not findings.damaged_rows and load_digest(index) != digest_of(index):
         findings.digest_differs = True
         findings.problems.append(f"{index.path}: the digests are not those of the rows")
 
 
-def _digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
+def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
     """The sums by bucket and by hour, computed anew."""
     state = State(index, {}, 0, 0)
     buckets = [0] * digest.BUCKETS
@@ -258,7 +258,7 @@ def _take_in(index: Index, path: Path, entries: list[Entry], seq: int, vv: dict[
         for name, _ in index.scan(logformat.KIND_META, prefix, b"", 1 << 20)
     ]
     index.write((), {logformat.KIND_META: [(name, None) for name in old]})
-    pairs = digest_pairs(*_digest_of(index))
+    pairs = digest_pairs(*digest_of(index))
     encoded = msgspec.msgpack.encode(state.vv)
     index.write((), {logformat.KIND_META: sorted([*pairs, (b"vv", encoded)])})
     return taken

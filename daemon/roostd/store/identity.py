@@ -15,10 +15,13 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from roost_crdt.errors import CorruptData
 from roostd.segments import sync_directory
 
 _CLEAN = "clean"
 _LOCK = "lock"
+RESTORING = "restoring"
+"""A file that is there while a backup is being restored: what lies beside it is not a store."""
 
 
 class StoreLocked(Exception):
@@ -57,7 +60,20 @@ def why_new_actor(before: Surroundings, now: Surroundings, clean: bool) -> str:
 
 
 def lock(directory: Path) -> int:
-    """Take the store's lock and return its descriptor. StoreLocked names who has it."""
+    """Take the store's lock and return its descriptor. StoreLocked names who has it; CorruptData
+    where a restore did not finish."""
+    fd = lock_only(directory)
+    if (directory / RESTORING).exists():
+        os.close(fd)
+        raise CorruptData(
+            f"{directory}: a restore into it did not finish, so it is not a store; restore again: "
+            "roost restore FILE DIR"
+        )
+    return fd
+
+
+def lock_only(directory: Path) -> int:
+    """The same, whatever else is there."""
     fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

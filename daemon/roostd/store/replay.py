@@ -14,11 +14,29 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Entry
 from roost_crdt.record import RowOp, decode_record, decode_rows
 from roostd.logrecovery import REPAIR
-from roostd.store.state import State
+from roostd.store.state import KEY_VALUE_KINDS, State
 
 _decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 _decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
 _decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
+
+
+def check_entry(entry: Entry) -> None:
+    """CorruptData unless `redo` could take the entry in."""
+    raw = entry.raw
+    try:
+        if entry.kind == logformat.KIND_RECORD:
+            list(decode_rows(decode_record(raw, body_bytes_max=len(raw)).ops))
+        elif entry.kind == logformat.KIND_ROWS:
+            list(decode_rows(_decode_rows_entry(raw)[0]))
+        elif entry.kind == logformat.KIND_DROP:
+            _decode_drop_entry(raw)
+        elif entry.kind in KEY_VALUE_KINDS:
+            _decode_items(raw)
+        else:
+            raise CorruptData(f"its kind is {entry.kind}")
+    except (CorruptData, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise CorruptData(f"entry {entry.seq} cannot be read: {exc}") from exc
 
 
 def redo(state: State, entry: Entry, path: Path, *, gapless: bool = True) -> None:

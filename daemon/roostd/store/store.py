@@ -31,9 +31,10 @@ from roost_crdt.rows.layout import split_row_key
 from roostd.index import META_OWN, u64
 from roostd.log import StoreFailed
 from roostd.logrecovery import REPAIR
-from roostd.store import identity, reads
+from roostd.store import backup, identity, reads
 from roostd.store.admission import Admission
 from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, Applier, Batch, load_digest
+from roostd.store.backup import Page
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
 from roostd.store.replay import redo
@@ -147,6 +148,13 @@ class Store:
             self._applier.offer(batch)
 
     # Reading
+
+    def backup(self, cursor: bytes, about: dict[str, str], now_ms: int, random_id: bytes) -> Page:
+        """The next chunk of a backup, the first one for an empty cursor; see store.backup."""
+        index, log = self._index, self._log
+        if not cursor:
+            return backup.begin(index, log, about=about, now_ms=now_ms, random_id=random_id)
+        return backup.go_on(index, log, cursor, now_ms=now_ms)
 
     def key_rows(self, key: bytes) -> KeyRows:
         """The rows of a key (`type` 0: it has none), to be read only.
