@@ -198,11 +198,12 @@ class Intake:
         self._tell_former(before, self._shelf.learn(frame.sid, frame.epoch, frame.standby))
 
     def _tell_former(self, before: Meta | None, after: Meta) -> None:
-        """A home that the new one may not know of (two first contacts) learns its place here."""
+        """A home or standby that the new home may not know of (two first contacts) learns of it."""
         if before is None or before.epoch >= after.epoch:
             return
-        if before.home not in (self._shelf.node, after.home):
-            self._out.send(before.home, Deposed(after.sid, after.epoch, after.standby))
+        for node in (before.home, before.standby):
+            if node is not None and node not in (self._shelf.node, after.home):
+                self._out.send(node, Deposed(after.sid, after.epoch, after.standby))
 
     def _as_shown(self, frame: Update | Whole) -> Meta | None:
         """The head as it will be once the frame's epoch is learnt; nothing is learnt yet.

@@ -5,7 +5,7 @@ Frames come in through `roost_crdt.sessions.intake`, go out through `roost_crdt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -264,9 +264,7 @@ class Stream:
             return
         if not meta.held:
             return
-        if self._shelf.node in (meta.home, meta.standby):
-            for node in newcomers:
-                self._out.send(node, Deposed(meta.sid, meta.epoch, meta.standby))
+        self._announce(meta, newcomers)
         if meta.unmerged:
             self._out.send_unmerged(meta.sid)
         elif meta.home == self._shelf.node:
@@ -276,6 +274,17 @@ class Stream:
             if meta.acked_n < meta.n or live.confirmed != self._shelf.generation:
                 self.offer(live)
             self._replace_standby(live)
+
+    def _announce(self, meta: Meta, newcomers: Collection[str]) -> None:
+        """Say which epoch is in force here; who knows a higher one answers."""
+        node = self._shelf.node
+        partner = meta.standby if meta.home == node else meta.home
+        hearers: Iterable[str | None] = newcomers or [partner]
+        for hearer in hearers:
+            if hearer is None or hearer == node:
+                continue
+            if hearer == partner or node in (meta.home, meta.standby):
+                self._out.send(hearer, Deposed(meta.sid, meta.epoch, meta.standby))
 
     def _replace_standby(self, live: SessionCopy) -> None:
         """Another standby for a session whose own is gone; it is named once it holds the copy."""
