@@ -93,7 +93,7 @@ class Node:
         self._lost: list[Callable[[], None]] = []
         self._turning = False
         self._wake_ms = 0.0
-        self._largest_bytes = 0
+        self.largest_bytes = 0
 
     # --- clocks
 
@@ -319,7 +319,7 @@ class Node:
             link = self.links.get(peer)
             if link is not None:
                 self._count_frame(data)
-                self._largest_bytes = max(self._largest_bytes, len(data))
+                self.largest_bytes = max(self.largest_bytes, len(data))
                 self.world.network.send(link.connection, self.name, data)
             self.step(f"frame sent to {peer}")
 
@@ -329,7 +329,7 @@ class Node:
     def _check_windows(self) -> None:
         limits = self.world.limits
         # One frame of any size fits an empty window.
-        bound = limits.window_bytes + 2 * limits.frame_bytes + self._largest_bytes
+        bound = limits.window_bytes + 2 * limits.frame_bytes + self.largest_bytes
         for peer in self.replica.peers.values():
             self.world.trace.count("mode", str(peer.mode))
             if peer.window_bytes + peer.batch_bytes > bound:

@@ -262,7 +262,7 @@ class Run:
         loop = self.world.loop
         while loop.now_ms < healed_ms + HEAL_MS:
             loop.run_until(loop.now_ms + 200.0)
-            if self._converged():
+            if self.converged():
                 took_ms = loop.now_ms - healed_ms
                 self.trace.say(loop.now_ms, "--", f"converged after {took_ms:.0f} ms")
                 return took_ms
@@ -279,7 +279,8 @@ class Run:
         modes = {peer: str(node.replica.mode(peer)) for peer in sorted(node.replica.peers)}
         return f"vv {vv} links {modes} reseeds {node.replica.reseeds}"
 
-    def _converged(self) -> bool:
+    def converged(self) -> bool:
+        """Whether every node holds the same and every session is settled."""
         states = []
         for node in self.nodes.values():
             if node.life is None or node.store.dirty:

@@ -158,7 +158,7 @@ class Sessions:
     # --- roost_sim.node.Shell
 
     def link_up(self, peer: str) -> None:
-        self.sweep()
+        self.sweep(peer)
 
     def frame(self, peer: str, payload: bytes) -> None:
         self._count(type(decode_frame(payload)).__name__)
@@ -172,6 +172,7 @@ class Sessions:
         """Send what became durable; what has no room is offered again later."""
         for peer, payload in self.stream.take_frames():
             sent = self.node.replica.send_session(peer, payload)
+            self.node.largest_bytes = max(self.node.largest_bytes, len(payload) + 64)
             if not sent and peer not in self.node.replica.peers:
                 self._relay(peer, payload)
             if self.node.world.trace.detailed:
@@ -198,10 +199,10 @@ class Sessions:
         else:
             self.flushed()
 
-    def sweep(self) -> None:
+    def sweep(self, *newcomers: str) -> None:
         after: str | None = ""
         while after is not None:
-            after = self.stream.sweep_page(after)
+            after = self.stream.sweep_page(after, newcomers)
         self._after_change()
 
     def _tick(self) -> None:
@@ -211,6 +212,8 @@ class Sessions:
             self.node.world.trace.count("rule", "home asks after a pause")
         self._ticked_ms = now_ms
         self.stream.tick()
+        if self.stream.sweep_due:
+            self.sweep()
         self._after_change()
         self.node.world.loop.after(TICK_MS, self.node.life, self._tick)
 
@@ -361,6 +364,12 @@ class Sessions:
             return False
         if not self.stream.take_over(sid, probe_failed=True):
             return False
+        silent_ms = self.silent_ms(home)
+        if silent_ms < TAKEOVER_AFTER_MS:
+            self.node.problems.append(
+                f"I9: {self.node.name} takes {sid} over from {home}, which it heard {silent_ms} ms "
+                "ago"
+            )
         await self._durable()
         self._count("takeover")
         self.node.say(f"takes over {sid} from {home}")

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from sim.seeds import FOUND
 
 from roost_sim.explore import Tally, run_seed
-from sim.seeds import FOUND
 
 
 @pytest.mark.parametrize("seed", sorted(FOUND))

@@ -1,0 +1,196 @@
+"""Rules taken out one by one: each mutant must be caught by a seed.
+
+A mutant replaces one function of the core (or of the simulator's shell, where the rule is a
+shell's duty) by one without the rule. `SEEDS` names the seed that catches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from roost_crdt import inflow, outflow, peer, replica
+from roost_crdt.hlc import Hlc
+from roost_crdt.home import Verdict, judge_update
+from roost_crdt.record import decode_record
+from roost_crdt.rows import counter
+from roost_crdt.sessions import intake, shelf, stream
+from roost_sim import disk, node, sessions, store
+
+Patch = tuple[Any, str, Any]
+
+
+def _bare_turns(claims: Any, lineage: Any) -> int:
+    return max(0, claims.turn - max(lineage.values(), default=0))
+
+
+def _one_winner(a: Any, b: Any) -> Any:
+    return max(a, b, key=lambda row: (row[2] + row[3], row[0] + row[1]))
+
+
+def _no_gaps(raw: bytes, **bounds: Any) -> Any:
+    return decode_record(raw, **bounds)._replace(prev_hlc=0)
+
+
+def _accept_what_changes(self: Any, raw: bytes, record: Any) -> bool:
+    before = {op.row_key: op.body for op in self.scan_rows(b"", 1 << 30)}
+    if all(before.get(op.row_key) == op.body for op in record.ops):
+        return True
+    return _accept(self, raw, record)
+
+
+_accept = store.Store.accept
+
+
+def _skip_the_future(self: Any, source: Any, raw: bytes, record: Any, now_ms: int) -> None:
+    near = self._near
+    ahead_ms = (record.hlc >> 16) - (now_ms + near.wall_ahead_ms)
+    held = near.vv.get(record.actor, 0)
+    if ahead_ms > near.limits.clock_offset_max_ms and record.prev_hlc <= held < record.hlc:
+        near.advance(record.actor, record.hlc)
+        return
+    _record(self, source, raw, record, now_ms)
+
+
+_record = inflow.Inflow._record
+
+
+def _send_first(self: Any, effects: Any) -> bool:
+    frames, effects.frames = effects.frames, []
+    self._send_all(frames)
+    return _carry_out(self, effects)
+
+
+_carry_out = node.Node._carry_out
+
+
+def _any_update(mine: Any, epoch: Any, n: int, prev_chain: bytes) -> Verdict:
+    verdict = judge_update(mine, epoch, n, prev_chain)
+    held = mine is not None and mine.held and not mine.unmerged
+    return Verdict.APPEND if verdict is Verdict.WANT and held else verdict
+
+
+def _any_takeover(mine: Any, node: str, **evidence: Any) -> bool:
+    return mine is not None and mine.held and mine.home != node
+
+
+async def _no_waiting(self: Any, sid: str) -> bool:
+    taken: bool = self.stream.take_over(sid, probe_failed=True)
+    meta = self.shelf.meta(sid)
+    if taken and self.silent_ms(meta.standby) < sessions.TAKEOVER_AFTER_MS:
+        self.node.problems.append("I9: took over from a home that it heard")
+    return taken
+
+
+def _keep_the_actor(self: Any) -> None:
+    if self.disk.index.meta:
+        self.disk.index.meta[store.CLEAN] = b"1"
+    _identify(self)
+
+
+_identify = store.Store._identify
+
+
+def _forget_own_turns(self: Any, sid: str, epoch: Any, standby: Any) -> Any:
+    meta = _learn(self, sid, epoch, standby)
+    live = self.lives.get(sid)
+    if live is not None and live.meta.unmerged:
+        live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
+        return live.meta
+    return meta
+
+
+_learn = shelf.Shelf.learn
+
+
+def _adopt_over_own_turns(self: Any, frame: Any) -> bool:
+    own = self._shelf
+    meta = own.meta(frame.sid)
+    if meta is not None and (meta.epoch >= frame.epoch or meta.erased_ms):
+        return False
+    live = own.live(frame.sid) or own.new_live(stream.Meta(frame.sid, frame.epoch, frame.standby))
+    live.replace(frame)
+    live.confirmed = own.generation
+    self.offer(live)
+    return True
+
+
+def _own_epoch_unmerged(self: Any, home: Any, standby: Any, now_ms: int, *, leap: int = 1) -> None:
+    unmerged = self.meta.unmerged
+    _enter_epoch(self, home, standby, now_ms, leap=leap)
+    self.set_meta(msgspec.structs.replace(self.meta, unmerged=unmerged))
+
+
+_enter_epoch = shelf.SessionCopy.enter_epoch
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+MUTANTS: dict[str, tuple[Patch, ...]] = {
+    "staleness by bare turn numbers": ((sessions, "lacks", _bare_turns),),
+    "a reset takes the whole row, not what it observed": ((counter, "join", _one_winner),),
+    "a gap in a neighbour's records is accepted": ((inflow, "decode_record", _no_gaps),),
+    "the window has no bound": ((peer.Peer, "room", _always),),
+    "the version vector moves only if state changed": (
+        (store.Store, "accept", _accept_what_changes),
+    ),
+    "records of the future are skipped": ((inflow.Inflow, "_record", _skip_the_future),),
+    "frames leave before the flush": ((node.Node, "_carry_out", _send_first),),
+    "the standby takes updates without their chain": ((intake, "judge_update", _any_update),),
+    "takeover on no evidence": (
+        (stream, "may_take_over", _any_takeover),
+        (sessions.Sessions, "_try_take_over", _no_waiting),
+    ),
+    "the actor is kept after a power cut": ((store.Store, "_identify", _keep_the_actor),),
+    "no Rollback at the greeting": (
+        (replica.Replica, "_check_greeting", _nothing),
+        (inflow.Inflow, "_check_own", _nothing),
+    ),
+    "what was replayed is not synced": ((store.Store, "_make_sure", _nothing),),
+    "a deposed home forgets its own turns": ((shelf.Shelf, "learn", _forget_own_turns),),
+    "a handover overwrites own turns": ((stream.Stream, "adopt", _adopt_over_own_turns),),
+    "home again, and still to be merged": (
+        (shelf.SessionCopy, "enter_epoch", _own_epoch_unmerged),
+    ),
+    "a turn does not look for its home after a wait": (
+        (sessions.Sessions, "still_home", _nothing),
+    ),
+    "a new actor goes on in the old epoch": ((shelf.Shelf, "_enter_own_epoch", _nothing),),
+    "a new actor takes the next epoch": ((shelf, "ACTOR_LEAP", 1),),
+    "the clock does not follow what it sees": ((Hlc, "observe", _nothing),),
+    "nothing is announced": (
+        (outflow.Outflow, "announce", _nothing),
+        (outflow.Outflow, "announce_all", _nothing),
+    ),
+    "a sync does not order anything": ((disk.Disk, "sync", _nothing),),
+}
+
+SEEDS: dict[str, int] = {}
+
+
+@contextmanager
+def applied(name: str) -> Iterator[None]:
+    """The simulator with one rule taken out."""
+    before = [(place, what, getattr(place, what)) for place, what, _ in MUTANTS[name]]
+    for place, what, instead in MUTANTS[name]:
+        setattr(place, what, instead)
+    try:
+        yield
+    finally:
+        for place, what, was in before:
+            setattr(place, what, was)
+
+
+def first_seed(name: str, run: Callable[[int], bool], seeds_max: int) -> int | None:
+    """The first seed that catches a mutant."""
+    with applied(name):
+        return next((seed for seed in range(1, seeds_max + 1) if not run(seed)), None)
