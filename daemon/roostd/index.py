@@ -147,6 +147,12 @@ class Index:
         whether these are the last."""
         return self._after(self._rows, start, rows_max, bytes_max)
 
+    def row_count(self) -> int:
+        """How many rows are stored."""
+        with self._env.begin() as txn:
+            count: int = txn.stat(self._rows)["entries"]
+        return count
+
     def pairs_after(
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:

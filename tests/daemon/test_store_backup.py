@@ -42,7 +42,7 @@ def store(stores: Stores) -> Store:
     for number in range(40):
         put(store, b"k:%02d" % number, b"%d" % number * 50)
         incr(store, b"c", number)
-        store.put(KIND_SESSION, {b"m\0%02d" % number: b"s" * 100})
+        store.put(KIND_SESSION, {b"x\0%02d" % number: b"s" * 100})
         store.put(KIND_SPEND, {b"g": b"%d" % number})
     store.put(KIND_META, {b"chain:us-1": b"c", b"policies": b"[p]"})
     store.flush()
@@ -137,7 +137,7 @@ def test_what_is_written_meanwhile_is_in_it_up_to_its_end(
             return
         put(store, b"k:%02d" % (number * 7 % 40), b"new %d" % number)
         incr(store, b"c")
-        store.put(KIND_SESSION, {b"m\0%02d" % (number * 11 % 40): None if number % 3 else b"back"})
+        store.put(KIND_SESSION, {b"x\0%02d" % (number * 11 % 40): None if number % 3 else b"back"})
         store.put(KIND_SPEND, {b"g": b"%d" % number, b"h:%d" % number: b"h"})
         if number % 5 == 0:
             name = row_key(b"k:%02d" % (number * 3 % 40), b"\x02")

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from roost_crdt.errors import RoostError
-from roostd.cli import cluster, keys, policies, quotas, sessions, tokens
+from roostd.cli import cluster, keys, policies, quotas, sessions, stores, tokens
 from roostd.cli.daemon import fail
 from roostd.cli.init import init
 
@@ -63,6 +63,9 @@ for command in (
     tokens.token,
     cluster.member,
     cluster.drain,
+    stores.backup,
+    stores.restore_,
+    stores.check,
 ):
     main.add_command(command)
 

@@ -7,6 +7,7 @@ read by other processes; between the two stands memory.
 from __future__ import annotations
 
 from roostd.log import StoreFailed
+from roostd.store.backup import Page
 from roostd.store.checking import Findings, Repaired, check, repair
 from roostd.store.identity import StoreLocked
 from roostd.store.memory import KeyRows
@@ -18,6 +19,7 @@ __all__ = [
     "RESTORED",
     "Findings",
     "KeyRows",
+    "Page",
     "Recovery",
     "Repaired",
     "Restored",

@@ -26,6 +26,7 @@ from roostd.logrecovery import recover
 from roostd.segments import Segment
 from roostd.store import identity
 from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs, load_digest, sealed_row
+from roostd.store.checksessions import check_sessions, drop_sessions
 from roostd.store.opening import applied_of, create_identity
 from roostd.store.replay import redo
 from roostd.store.state import State
@@ -34,16 +35,21 @@ _PAGE_ROWS = 1_000
 _PAGE_BYTES = 4 << 20
 _MAP_MARGIN_BYTES = 64 << 20
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being read, and how many of how many there are."""
+
 
 @dataclass(slots=True)
 class Findings:
     """What a check read, and what is wrong (`problems` empty: nothing)."""
 
     rows: int = 0
+    sessions: int = 0
     segments: int = 0
     entries: int = 0
     problems: list[str] = field(default_factory=list)
     damaged_rows: list[bytes] = field(default_factory=list)
+    damaged_sessions: list[str] = field(default_factory=list)
     digest_differs: bool = False
 
 
@@ -55,7 +61,11 @@ class Repaired:
     done: list[str]
 
 
-def check(path: Path) -> Findings:
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody asked how far it is."""
+
+
+def check(path: Path, progress: Progress = _silent) -> Findings:
     """Read a whole store. StoreLocked if a daemon has it open; damage is in the findings."""
     lock_fd = identity.lock(path)
     try:
@@ -63,8 +73,9 @@ def check(path: Path) -> Findings:
         index = _open_index(path, findings)
         if index is not None:
             try:
-                _check_rows(index, findings)
-                _check_log(path, index, findings)
+                _check_rows(index, findings, progress)
+                _check_sessions(index, findings, progress)
+                _check_log(path, index, findings, progress)
             finally:
                 index.close()
         return findings
@@ -72,9 +83,11 @@ def check(path: Path) -> Findings:
         identity.unlock(lock_fd)
 
 
-def repair(path: Path, random_bytes: Callable[[int], bytes]) -> Repaired:
+def repair(
+    path: Path, random_bytes: Callable[[int], bytes], progress: Progress = _silent
+) -> Repaired:
     """Make a damaged store one that opens, if `check` finds anything; else change nothing."""
-    findings = check(path)
+    findings = check(path, progress)
     if not findings.problems:
         return Repaired(findings, [])
     lock_fd = identity.lock(path)
@@ -114,9 +127,11 @@ def _stored(index: Index) -> Iterator[tuple[bytes, bytes]]:
             start = page[-1][0] + b"\0"
 
 
-def _check_rows(index: Index, findings: Findings) -> None:
+def _check_rows(index: Index, findings: Findings, progress: Progress) -> None:
+    total = index.row_count()
     for name, sealed in _stored(index):
         findings.rows += 1
+        progress("rows", findings.rows, total)
         try:
             type_code, body = unseal(name, sealed)
             list(decode_rows([RowOp(name, type_code, body)]))
@@ -126,6 +141,15 @@ def _check_rows(index: Index, findings: Findings) -> None:
     if not findings.damaged_rows and load_digest(index) != digest_of(index):
         findings.digest_differs = True
         findings.problems.append(f"{index.path}: the digests are not those of the rows")
+
+
+def _check_sessions(index: Index, findings: Findings, progress: Progress) -> None:
+    for sid, wrong in check_sessions(index):
+        findings.sessions += 1
+        progress("sessions", findings.sessions, 0)
+        if wrong:
+            findings.damaged_sessions.append(sid)
+            findings.problems.append(f"{index.path}: session {sid}: {wrong}")
 
 
 def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
@@ -143,12 +167,14 @@ def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
     return buckets, {hour: amount for hour, amount in hours.items() if amount}
 
 
-def _check_log(path: Path, index: Index, findings: Findings) -> None:
+def _check_log(path: Path, index: Index, findings: Findings, progress: Progress) -> None:
     secret = Secret.from_bytes(index.meta(b"secret") or b"")
     applied, _ = applied_of(path, index)
     next_seq = 0
-    for segment in _listing(path, findings):
+    listed = _listing(path, findings)
+    for segment in listed:
         findings.segments += 1
+        progress("log segments", findings.segments, len(listed))
         data = segment.path.read_bytes()
         end = logformat.SEGMENT_HEADER_BYTES
         for group in _all_groups(data, secret):
@@ -212,6 +238,12 @@ def _repair(path: Path, findings: Findings, random_bytes: Callable[[int], bytes]
             index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
             done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
             vv = {}
+        if findings.damaged_sessions:
+            drop_sessions(index, findings.damaged_sessions)
+            done.append(
+                f"{len(findings.damaged_sessions)} damaged sessions are gone here; where there is "
+                "a standby, it takes over"
+            )
         held = _take_in(index, path, entries, seq, vv)
         done.append(f"{held} entries of the log above seq {seq} were put into the index")
         aside = _move_aside(path, "log")

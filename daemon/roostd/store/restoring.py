@@ -163,8 +163,8 @@ def restore(
     except (lmdb.Error, OSError) as exc:
         room = os.statvfs(directory)
         raise StoreFailed(
-            f"{directory}: the restore did not finish: {exc} ({room.f_bavail * room.f_frsize} bytes "
-            "free on the disk); make room and restore again"
+            f"{directory}: the restore did not finish: {exc} ({room.f_bavail * room.f_frsize} "
+            "bytes free on the disk); make room and restore again"
         ) from exc
     finally:
         identity.unlock(lock_fd)

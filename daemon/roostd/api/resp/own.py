@@ -6,6 +6,8 @@ under the name `x_json`.
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from roost_crdt.errors import BadRequest
@@ -21,6 +23,7 @@ from roostd.api.resp.connection import Connection
 from roostd.api.resp.table import NO_KEYS, command, syntax_error, wrong_arity
 
 _GROUP = "roost"
+BACKUP_ID_BYTES = 16
 
 
 def text_of(arg: bytes, what: str) -> str:
@@ -220,3 +223,15 @@ async def quota(conn: Connection, args: list[bytes]) -> bytes:
 async def drain(conn: Connection, args: list[bytes]) -> bytes:
     caller_of(conn).require_admin()
     return flat(conn, {"remaining": await conn.node.drain()})
+
+
+@command("ROOST.BACKUP", -1, "admin", NO_KEYS, _GROUP, "ROOST.BACKUP [cursor].", solo=True)
+def backup(conn: Connection, args: list[bytes]) -> bytes:
+    caller_of(conn).require_admin()
+    if len(args) > 2:
+        raise wrong_arity("roost.backup")
+    node, cursor = conn.node, args[1] if len(args) == 2 else b""
+    me = node.config.node
+    about = {"node": me.id, "region": me.region, "cluster": me.cluster}
+    page = node.store.backup(cursor, about, node.now_ms(), os.urandom(BACKUP_ID_BYTES))
+    return flat(conn, page._asdict())
