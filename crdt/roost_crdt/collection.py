@@ -22,13 +22,30 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 
-from .hlc import hlc_ms
+from .hlc import Stamp, hlc_ms
 from .members import Member, Roster, VersionVector, covers, join
-from .rows import encode_row, row_hlc
-from .rows.layout import HEAD, RESERVED, TAG_WINDOW, TYPE_RATE, Part, Rows
-from .values import dead_parts
+from .rows import counter, encode_row, row_hlc
+from .rows import map as map_rows
+from .rows import set as set_rows
+from .rows.expiry import head_expiry, is_hidden
+from .rows.layout import (
+    HEAD,
+    RESERVED,
+    TAG_WINDOW,
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_SET,
+    Delta,
+    Part,
+    Rows,
+)
+from .values import dead_parts, exists
 
-__all__ = ["Collection", "Stage", "dead_rows"]
+__all__ = ["Collection", "Stage", "dead_rows", "end_life", "head_actor"]
+
+ENDED_BY_HEAD = (TYPE_COUNTER, TYPE_SET, TYPE_MAP)
+"""Types whose rows an expiry in the head hides. (Rate windows die by the clock as well.)"""
 
 
 class Stage(StrEnum):
@@ -48,13 +65,17 @@ def dead_rows(
     """Parts of a key that may go one day, each with a hash of its row.
 
     `now_ms` is the time at which no node's clock shows them any more: the wall clock less
-    `clock_offset_max_ms`. Rate windows need no grace, nobody writes them late.
+    `clock_offset_max_ms`. Rate windows need no grace, nobody writes them late. What only an
+    expiry of the whole key hides is not dead (see `end_life`).
     """
     if key.startswith(RESERVED):
         return {}
     old_ms = now_ms - grace_ms
     found: dict[Part, bytes] = {}
-    for part in dead_parts(type_code, rows, now_ms):
+    shown = rows
+    if type_code in ENDED_BY_HEAD and HEAD in rows:
+        shown = {**rows, HEAD: (*rows[HEAD][:-1], 0)}
+    for part in dead_parts(type_code, shown, now_ms):
         row = rows[part]
         window = type_code == TYPE_RATE and part[0] == TAG_WINDOW
         if window or hlc_ms(row_hlc(type_code, part, row)) <= old_ms:
@@ -63,6 +84,29 @@ def dead_rows(
     if len(found) < len(rows):
         found.pop(HEAD, None)  # it hides rows that stay
     return found
+
+
+def end_life(type_code: int, rows: Rows, vv: VersionVector, stamp: Stamp, now_ms: int) -> Delta:
+    """Take away what an expiry of the whole key hides at `now_ms`, as the next write would.
+
+    Nodes collect at different times. Where one has dropped rows that are merely hidden, it also
+    forgets to take them away when the key's next life begins, and they would count again where
+    they are still held. So one node (`head_actor`'s) writes it before anyone collects.
+    """
+    if type_code not in ENDED_BY_HEAD or not is_hidden(rows, now_ms):
+        return {}
+    if type_code == TYPE_COUNTER:
+        return counter.delete(rows, stamp, 0)
+    if not exists(type_code, {**rows, HEAD: (*rows[HEAD][:-1], 0)}, now_ms):
+        return {}
+    if type_code == TYPE_SET:
+        return set_rows.add(rows, (), stamp, now_ms, vv=vv)
+    return map_rows.put(rows, {}, stamp, now_ms)
+
+
+def head_actor(rows: Rows) -> int:
+    """Who set the key's expiry; 0 if nobody did."""
+    return head_expiry(rows)[1]
 
 
 class Collection:

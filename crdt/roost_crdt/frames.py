@@ -65,6 +65,7 @@ FRAME_OVERHEAD_BYTES = 64
 NODE_BYTES_MAX = 255
 PUBLIC_KEYS_MAX = 64
 LINKS_MAX = 1_000
+REMOVED_MAX = 10_000
 ORIGINS_MAX = 65_536
 """Actors of a version vector or an IHAVE."""
 
@@ -80,7 +81,8 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     """Who is calling and what it holds.
 
     `head` is what the sender durably knows of the *receiver's* actor: `(actor, hlc, chain)` as
-    its own node last told it; `chain` is the sender's own `(hlc, chain)`.
+    its own node last told it; `chain` is the sender's own `(hlc, chain)`. `removed` are the actors
+    that were members and are not any more: a receiver that writes as one of them has to reseed.
     """
 
     versions: tuple[U64, ...]
@@ -92,6 +94,7 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     vv: VersionVector = msgspec.field(default_factory=dict)
     gc_floor: VersionVector = msgspec.field(default_factory=dict)
     roster_hash: Hash = b""
+    removed: Annotated[tuple[U64, ...], msgspec.Meta(max_length=REMOVED_MAX)] = ()
     policy_hashes: dict[Text, Text] = msgspec.field(default_factory=dict)
     links: Annotated[tuple[NodeId, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()
     public_keys: Annotated[dict[Text, Hash], msgspec.Meta(max_length=PUBLIC_KEYS_MAX)] = (

@@ -38,6 +38,19 @@ class Limits:
     reconnect_min_ms: int = 100
     reconnect_max_ms: int = 10_000
 
+    report_ms: int = 60_000
+    """At least so long between two reports of a member's version vector."""
+    report_idle_ms: int = 86_400_000
+    """A sign of life, with nothing new to report."""
+    member_silent_ms: int = 7 * 86_400_000
+    """Without a report for so long, a member is removed and has to reseed."""
+    gc_pause_ms: int = 600_000
+    """Between two scans for dead rows."""
+    gc_grace_ms: int = 3_600_000
+    """A dead row stays at least so long."""
+    gc_rows_max: int = 100_000
+    """Dead rows that one collection round remembers."""
+
     rows_memory_bytes: int = 128 * MIB
     """Decoded clean rows kept in memory."""
     pinned_bytes_max: int = 256 * MIB

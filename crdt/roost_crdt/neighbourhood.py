@@ -21,7 +21,8 @@ class Effects:
        (telling `Replica.taken` their size) and go on: dropped frames heal.
     2. Only then send `frames`, each peer's in order: what leaves a node is durable there.
     3. Serve `reads` by `Replica.records_read` and `scans` by `Replica.rows_scanned`; hand over
-       `session` payloads; act on `rollbacks`; cut the links in `cuts` and report `link_down`.
+       `session` payloads; act on `rollbacks` and `reseeds`; cut the links in `cuts` and report
+       `link_down`.
     4. Call `tick` at `wake_at_ms` at the latest.
     """
 
@@ -37,6 +38,8 @@ class Effects:
     session: list[tuple[str, bytes]] = field(default_factory=list)
     rollbacks: list[tuple[str, int, int]] = field(default_factory=list)
     """(peer, own actor, hlc known there): this node lost what it had acknowledged."""
+    reseeds: list[tuple[str, dict[int, int]]] = field(default_factory=list)
+    """(peer, its vector): this node is behind what that peer has collected, or was removed."""
     cuts: list[tuple[str, str]] = field(default_factory=list)
     wake_at_ms: int = NO_WAKE_MS
 
@@ -68,6 +71,14 @@ class Neighbourhood:
     def retreat(self, origin: int, hlc: int) -> None:
         """The store did not take what `advance` counted on."""
         self.vv[origin] = hlc
+        self._hash = None
+
+    def restart(self, actor: int) -> None:
+        """The store has been emptied and writes as another actor."""
+        self.actor = actor
+        self.nodes[actor] = self.node
+        self.vv.clear()
+        self.gc_floor.clear()
         self._hash = None
 
     def vv_hash(self) -> bytes:

@@ -58,6 +58,10 @@ class Replica:
         self.store_id = store_id
         self.limits = limits
         self.roster_hash = b""
+        self.removed: frozenset[int] = frozenset()
+        """Actors that were removed from the roster: whoever writes as one is refused."""
+        self.reseeding = False
+        """This node is giving up its rows: no link until `reseeded`."""
         self.policy_hashes = dict(policy_hashes or {})
         self.public_keys = dict(public_keys or {})
         self.public = public
@@ -119,6 +123,7 @@ class Replica:
                 vv=dict(self.vv),
                 gc_floor=dict(self.gc_floor),
                 roster_hash=self.roster_hash,
+                removed=tuple(sorted(self.removed)[-f.REMOVED_MAX :]),
                 policy_hashes=self.policy_hashes,
                 links=tuple(sorted(self.peers)),
                 public_keys=self.public_keys,
@@ -130,7 +135,7 @@ class Replica:
 
     def mode(self, node: str) -> Mode:
         """Of a live link, or of a neighbour that was refused; else Probe."""
-        if node in self.reseeds:
+        if self.reseeding or node in self.reseeds:
             return Mode.RESEED
         return self.peers[node].mode if node in self.peers else Mode.PROBE
 
@@ -211,19 +216,54 @@ class Replica:
         self._check_floors(node, greeting)
 
     def _check_floors(self, node: str, greeting: f.Greeting) -> None:
-        """Merge only if neither side is behind what the other has collected."""
-        for held, floor, behind, ahead in (
-            (greeting.vv, self.gc_floor, node, self.node),
-            (self.vv, greeting.gc_floor, self.node, node),
-        ):
-            if any(held.values()) and any(held.get(a, 0) < hlc for a, hlc in floor.items()):
-                why = (
-                    f"Reseed: {behind} is behind what {ahead} has collected, so its rows could "
-                    f"bring back what was deleted: let {behind} join again with an empty store"
-                )
-                if len(self.reseeds) < f.LINKS_MAX:
-                    self.reseeds[node] = why
-                raise PeerError(why)
+        """Merge only if neither side was removed or is behind what the other has collected."""
+        if self.reseeding:
+            raise PeerError(f"Reseed: {self.node} is giving up its rows; try again")
+        theirs = self._outdated(greeting.actor, self.removed, greeting.vv, self.gc_floor)
+        mine = self._outdated(self.actor, frozenset(greeting.removed), self.vv, greeting.gc_floor)
+        if not mine and not theirs:
+            return
+        # If each is behind the other, one of them has to keep what it holds.
+        reseeds = bool(mine) and not (theirs and self.node < node)
+        behind, ahead, why = (self.node, node, mine) if reseeds else (node, self.node, theirs)
+        text = (
+            f"Reseed: {behind} {why.format(ahead)}; it takes {ahead}'s rows and writes its own "
+            "again"
+        )
+        if len(self.reseeds) < f.LINKS_MAX:
+            self.reseeds[node] = text
+        if reseeds:
+            self._near.effects.reseeds.append((node, dict(greeting.vv)))
+        raise PeerError(text)
+
+    @staticmethod
+    def _outdated(
+        actor: int, removed: frozenset[int], held: Mapping[int, int], floor: Mapping[int, int]
+    ) -> str:
+        if actor in removed:
+            return "was removed from the members that {} knows"
+        if any(held.values()) and any(held.get(a, 0) < hlc for a, hlc in floor.items()):
+            return "is behind what {} has collected"
+        return ""
+
+    def give_up(self) -> None:
+        """Begin a reseed: all links are cut, and refused until `reseeded`."""
+        self.reseeding = True
+        for node in self.peers:
+            self._near.effects.cuts.append((node, "Reseed: this node gives up its rows"))
+
+    def reseeded(self, actor: int) -> None:
+        """The store is empty and writes as `actor`: take everything from the neighbours."""
+        assert not self.peers, "links were cut"
+        self._near.restart(actor)
+        self._inflow = Inflow(self._near, self._outflow)
+        self.reseeding = False
+        self.reseeds.clear()
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows without a vector are on their way here: nothing may be collected then."""
+        return any(peer.snapshot_in is not None for peer in self.peers.values())
 
     def link_down(self, node: str, now_ms: int) -> None:
         """The link is gone; what was sent over it may or may not have arrived."""

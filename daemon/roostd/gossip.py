@@ -132,6 +132,12 @@ class Gossip:
         self.replica.new_actor(actor)
         self._schedule()
 
+    def cut(self, peer: str, reason: str) -> None:
+        """End a link; it may come back."""
+        link = self._links.get(peer)
+        if link is not None:
+            self._cut(link, reason)
+
     def lag_ms(self) -> int:
         return self.replica.lag_ms(self._now())
 
@@ -204,6 +210,8 @@ class Gossip:
             await asyncio.sleep(delay_ms / 1000)
 
     async def _dial_once(self, peer: str, url: str) -> None:
+        if self.replica.reseeding:
+            raise PeerError(f"Reseed: {self.replica.node} is giving up its rows")
         greeting = self.replica.greeting(self._events.head_of(peer))
         connection, theirs = await wire.dial(
             url,
@@ -227,7 +235,12 @@ class Gossip:
 
     async def _accepted(self, connection: wire.Accepted, greeting: Greeting) -> None:
         answer = self.replica.greeting(self._events.head_of(greeting.node))
-        link = self._adopt(connection, greeting, greeting.node, answer)
+        try:
+            link = self._adopt(connection, greeting, greeting.node, answer)
+        except PeerError:
+            if greeting.node in self.replica.reseeds and not self.replica.reseeding:
+                await connection.send(answer)  # by it the other side knows what it lacks
+            raise
         if link is None:
             await wire.end(connection, "another link stays")
         else:
@@ -365,6 +378,8 @@ class Gossip:
             except (RoostError, CorruptData, ActorReused) as error:
                 _log.warning("rows of a snapshot refused: %s", error)
                 refused |= covered.keys() or {self.replica.actor}
+        if any(covered for _, covered in effects.rows):
+            self._store.keep_floor(self.replica.gc_floor)
         for raw, record in effects.writes:
             if record.actor in refused:
                 continue
@@ -402,7 +417,7 @@ class Gossip:
             self._events.session(peer, payload)
         for peer, actor, hlc in effects.rollbacks:
             self._events.rollback(peer, actor, hlc)
+        for peer, vv in effects.reseeds:
+            self._events.reseed(peer, vv)
         for peer, reason in effects.cuts:
-            link = self._links.get(peer)
-            if link is not None:
-                self._cut(link, reason)
+            self.cut(peer, reason)

@@ -32,6 +32,8 @@ class StoreHooks:
     records_after: Callable[[int, int, int], Sequence[bytes] | None]
     scan_rows: Callable[[bytes, int], Sequence[RowOp]]
     """Rows after a row key, in key order, with everything flushed so far; empty at the end."""
+    keep_floor: Callable[[Mapping[int, int]], object] = lambda floor: None
+    """Keep the gc_floor that came with a snapshot, in the group of its last rows."""
     digest: Callable[[], tuple[bytes, Mapping[int, int]] | None] = lambda: None
     """The state's digest and the version vector that it was taken at."""
     chain: Callable[[], tuple[int, bytes] | None] = lambda: None
@@ -47,6 +49,8 @@ class Events:
     session: Callable[[str, bytes], object] = lambda peer, payload: None
     rollback: Callable[[str, int, int], object] = lambda peer, actor, hlc: None
     """A neighbour knows more of this node's actor than it does: take a new actor."""
+    reseed: Callable[[str, Mapping[int, int]], object] = lambda peer, vv: None
+    """This node is behind what that neighbour (with that vector) collected, or was removed."""
     chain: Callable[[str, int, int, bytes], object] = lambda peer, actor, hlc, chain: None
     """Keep durably: a neighbour's own actor, its hlc and chain, as that node told."""
     head_of: Callable[[str], tuple[int, int, bytes] | None] = lambda peer: None

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roost_crdt.collection import Collection, Stage, dead_rows
+from roost_crdt.collection import Collection, Stage, dead_rows, end_life, head_actor
 from roost_crdt.members import (
     Member,
     Roster,
@@ -26,6 +26,7 @@ from roost_crdt.members import (
 )
 from roost_crdt.rows import Delta, Rows, counter, join_delta, rate, register
 from roost_crdt.rows import map as map_rows
+from roost_crdt.rows import set as set_rows
 from roost_crdt.rows.layout import (
     HEAD,
     RESERVED,
@@ -33,6 +34,7 @@ from roost_crdt.rows.layout import (
     TYPE_MAP,
     TYPE_RATE,
     TYPE_REGISTER,
+    TYPE_SET,
     VALUE,
 )
 
@@ -345,8 +347,14 @@ def test_a_head_stays_as_long_as_a_row_that_it_hides() -> None:
     rows |= counter.add(rows, 4, (90 * ms, 2), 0)
     rows |= counter.expire(rows, (6 * ms, 1), 95)
     found = dead_rows(TYPE_COUNTER, b"k", rows, 100, 50)
-    assert len(found) == 1
-    assert HEAD not in found, "a younger row is hidden by it"
+    assert found == {}, "hidden is not dead"
+    end = end_life(TYPE_COUNTER, rows, {}, (120 * ms, 1), 100)
+    assert len(end) == 2
+    assert end_life(TYPE_COUNTER, {**rows, **end}, {}, (121 * ms, 1), 100) == {}
+    assert end_life(TYPE_COUNTER, rows, {}, (120 * ms, 1), 90) == {}
+    assert head_actor(rows) == 1
+    rows |= end
+    assert HEAD not in dead_rows(TYPE_COUNTER, b"k", rows, 100, 50), "it hides a younger row"
     every = dead_rows(TYPE_COUNTER, b"k", rows, 200, 50)
     assert set(every) == set(rows)
     work = Collection("a", roster_of(a=(11, {})), 10)
@@ -354,6 +362,24 @@ def test_a_head_stays_as_long_as_a_row_that_it_hides() -> None:
     work.begin({11: 60})
     work.step({11: 60})
     assert HEAD not in work.drop(b"k", every)
+
+
+def test_the_end_of_a_set_and_a_map_takes_away_what_it_observes_only() -> None:
+    ms = 1 << 16
+    elements = set_rows.add({}, [b"e"], (5 * ms, 1), 0)
+    elements |= set_rows.expire(elements, (6 * ms, 1), 50)
+    end = end_life(TYPE_SET, elements, {1: 6 * ms}, (70 * ms, 1), 60)
+    later = set_rows.add(elements, [b"f"], (69 * ms, 2), 40)
+    both = {**elements, **join_delta(TYPE_SET, elements, later)}
+    both |= join_delta(TYPE_SET, both, end)
+    assert set_rows.members(both, 60) == [b"f"]
+    assert end_life(TYPE_SET, {**elements, **end}, {1: 6 * ms}, (71 * ms, 1), 60) == {}
+    fields = map_rows.put({}, {b"f": b"1"}, (5 * ms, 1), 0)
+    fields |= map_rows.expire(fields, (6 * ms, 1), 50)
+    cleared = end_life(TYPE_MAP, fields, {}, (70 * ms, 1), 60)
+    assert map_rows.fields({**fields, **cleared}, 0) == {}
+    assert end_life(TYPE_MAP, {**fields, **cleared}, {}, (71 * ms, 1), 60) == {}
+    assert end_life(TYPE_REGISTER, register.put({}, b"v", (1, 1), 5), {}, (9, 1), 60) == {}
 
 
 def test_a_map_field_goes_by_its_own_age() -> None:

@@ -56,6 +56,8 @@ class Keys:
         self._policies = policies
         self._now_ms = now_ms
         self._limits = limits
+        self.collected: Callable[[], bool] = lambda: False
+        """Whether dead rows were ever dropped here."""
         self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
         self._batch_stamp: Stamp | None = None
 
@@ -333,6 +335,9 @@ class Keys:
         *,
         keep_expiry: bool = False,
     ) -> None:
+        if delta and not rows and policy.type != "register" and self.collected():
+            # Elsewhere an expiry may still hide what was collected here: it must not hide this.
+            delta = delta | _EXPIRE[policy.row_type](delta, stamp, 0)
         if policy.ttl_ms and not keep_expiry and policy.type in ("counter", "set", "map"):
             ends_ms = self._policy_expiry(policy)
             delta = delta | _EXPIRE[policy.row_type]({**rows, **delta}, stamp, ends_ms)

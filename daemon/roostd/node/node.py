@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roost_crdt import logformat
-from roost_crdt.errors import BadToken, Busy
+from roost_crdt.errors import BadToken, Busy, PeerError, RoostError
 from roost_crdt.frames import Greeting
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.policy import PolicyTable, refuse_changes
@@ -29,6 +29,8 @@ from roostd.gossip import Events, Gossip, StoreHooks
 from roostd.keyring import Keyring
 from roostd.metrics import registry
 from roostd.node.backends import consensus_backend
+from roostd.node.cluster import Membership
+from roostd.node.collector import keep_floor, load_floor
 from roostd.node.groups import Groups
 from roostd.node.identity import Identity
 from roostd.node.keys import Keys
@@ -142,6 +144,7 @@ class Node:
             policy_hashes=self.policies.hashes(),
             public_keys=self.keyring.public_keys(),
             public=config.node.public or "",
+            gc_floor=load_floor(store),
         )
         neighbours = [(n.id, n.url) for n in config.neighbours]
         self.rpc = Rpc(
@@ -162,6 +165,7 @@ class Node:
                 vv=lambda: store.vv,
                 records_after=store.records_after,
                 scan_rows=store.scan_rows,
+                keep_floor=lambda floor: keep_floor(store, floor),
                 digest=self._digest,
                 chain=lambda: store.head if store.head[0] else None,
             ),
@@ -179,6 +183,15 @@ class Node:
             neighbours=neighbours,
             tls=tls,
             rpc_handler=self.rpc.accepted,
+        )
+        self.membership = Membership(
+            config.node.id,
+            store=store,
+            gossip=self.gossip,
+            groups=self.groups,
+            committed=self._committed,
+            now_ms=self.now_ms,
+            limits=self.limits,
         )
 
     def _wire_keys(self) -> None:
@@ -200,6 +213,7 @@ class Node:
             self.limits,
             self._admit,
         )
+        self.keys.collected = lambda: bool(self.gossip.replica.gc_floor)
         spends = table(logformat.KIND_SPEND)
         self.consensus = consensus_backend(
             config, table(logformat.KIND_CONSENSUS), Witness(spends), self.rpc, self.limits
@@ -371,7 +385,7 @@ class Node:
             "digest": root,
             "version_vector": {f"{actor:016x}": hlc for actor, hlc in sorted(store.vv.items())},
             "links": links,
-            "members": [self.config.node.id, *(link["peer"] for link in links)],
+            "members": self.membership.listed(),
             "consensus": self.consensus.status().as_dict(),
             "store": {
                 "bytes": store.bytes_used(),
@@ -418,7 +432,12 @@ class Node:
         self.rpc.peer_down(peer)
 
     def _session_frame(self, peer: str, payload: bytes) -> None:
-        self.sessions.stream.on_frame(peer, payload)
+        try:
+            self.sessions.stream.on_frame(peer, payload)
+        except PeerError as error:
+            self.gossip.cut(peer, str(error))
+        except RoostError as error:
+            log.warning("a session frame of %s is not taken: %s", peer, error)  # offered again
         if not self.groups.pending:
             self.sessions.delivery.after_flush()
 
@@ -441,6 +460,7 @@ class Node:
         while True:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
+            self.membership.tick()
             if not self.groups.pending:
                 self.sessions.delivery.after_flush()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from roost_crdt.errors import Busy
 from roost_crdt.limits import Limits
+from roost_crdt.rows.layout import RESERVED
 
 Callback = Callable[[bytes], None]
 
@@ -39,6 +40,8 @@ class Watchers:
             return
         watchers = list(self._watchers.values())
         for key in keys:
+            if key.startswith(RESERVED):
+                continue
             for prefix, callback in watchers:
                 if key.startswith(prefix):
                     callback(key)

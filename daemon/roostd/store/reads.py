@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from roost_crdt.errors import CorruptData
 from roost_crdt.record import RowOp
 from roost_crdt.rows import encode_row
-from roost_crdt.rows.layout import row_key, unseal
+from roost_crdt.rows.layout import RESERVED, row_key, unseal
 from roost_crdt.values import exists
 from roostd.store.state import State
 
 _SCAN_ROWS_MAX = 4_096
+_FIRST_KEY = bytes([RESERVED[0] + 1])
+"""Listings begin behind the cluster's own keys."""
 
 
 def pairs(
@@ -57,8 +59,9 @@ def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int
 
 
 def _all_keys(state: State, prefix: bytes, after: bytes) -> Iterator[bytes]:
-    start = max(prefix, after + b"\x01" if after else b"")
-    pinned = sorted(k for k in state.memory.pinned if k > after and k.startswith(prefix))
+    start = max(prefix, after + b"\x01" if after else _FIRST_KEY)
+    shown = (key for key in state.memory.pinned if key >= _FIRST_KEY)
+    pinned = sorted(key for key in shown if key > after and key.startswith(prefix))
     last = None
     for key in heapq.merge(state.index.keys_from(start, prefix), pinned):
         if key != last:

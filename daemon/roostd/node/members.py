@@ -1,0 +1,181 @@
+"""This node's place in the roster: its reports, whom it enters, whom it removes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from roost_crdt.errors import BadRequest, RoostError
+from roost_crdt.frames import Greeting
+from roost_crdt.limits import Limits
+from roost_crdt.members import (
+    Member,
+    Roster,
+    covers,
+    member_delta,
+    member_key,
+    removal_delta,
+    removal_key,
+)
+from roost_crdt.record import Record
+from roost_crdt.replica import Replica
+from roost_crdt.rows import Delta
+from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER
+from roostd.store import Store
+
+log = logging.getLogger("roostd.node.members")
+
+_SCAN_BYTES = 1 << 20
+OBSERVED_MS = 3_600_000
+"""A node that has just started lets everybody report for so long before it removes anyone."""
+RETIRED_MAX = 1_000
+_LOOK_MS = 1_000
+
+
+class Members:
+    """Keeps the roster in memory as the store's rows say, and writes what this node adds to it."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        store: Store,
+        replica: Replica,
+        committed: Callable[[Record], None],
+        now_ms: Callable[[], int],
+        boot_ms: Callable[[], int],
+        limits: Limits,
+        cut: Callable[[str, str], None],
+    ) -> None:
+        self.node = node
+        self.roster = Roster()
+        self._store = store
+        self._replica = replica
+        self._committed = committed
+        self._now_ms = now_ms
+        self._boot_ms = boot_ms
+        self._limits = limits
+        self._cut = cut
+        self._started_ms = boot_ms()
+        self._looked_ms = 0
+        self.load()
+
+    def load(self) -> None:
+        """Read the whole roster from the store."""
+        self.roster.nodes.clear()
+        self.roster.removed.clear()
+        after = RESERVED
+        while page := self._store.scan_rows(after, _SCAN_BYTES):
+            keys = [op.row_key.partition(b"\0")[0] for op in page]
+            own = [key for key in keys if key.startswith(RESERVED)]
+            for key in own:
+                self.roster.load(key, self._store.key_rows(key).rows)
+            after = page[-1].row_key
+            if len(own) < len(keys):
+                break
+        self._tell()
+
+    def changed(self, keys: Iterable[bytes]) -> None:
+        """Rows of these keys have become durable."""
+        own = [key for key in keys if key.startswith(RESERVED)]
+        for key in own:
+            self.roster.load(key, self._store.key_rows(key).rows)
+        if own:
+            self._tell()
+
+    def _tell(self) -> None:
+        replica = self._replica
+        replica.roster_hash = self.roster.hash()
+        replica.removed = frozenset(self.roster.removed)
+        for peer in list(replica.peers.values()):
+            if peer.greeting.actor in replica.removed:
+                self._cut(peer.node, f"{peer.node} was removed from the members")
+
+    def tick(self) -> None:
+        """Whatever is due: an own report, a neighbour to enter, a silent member to remove."""
+        now_ms = self._now_ms()
+        if abs(now_ms - self._looked_ms) < _LOOK_MS:
+            return
+        self._looked_ms = now_ms
+        try:
+            self._report(now_ms)
+            for peer in list(self._replica.peers.values()):
+                self._enter(peer.greeting)
+            if self._boot_ms() - self._started_ms >= OBSERVED_MS:
+                self._remove_silent(now_ms)
+        except RoostError as error:
+            log.warning("the roster is written later: %s", error)
+
+    def _report(self, now_ms: int) -> None:
+        store, mine = self._store, self.roster.nodes.get(self.node)
+        vv = store.vv
+        if mine is not None and mine.actor == store.actor and mine.stamp[1] == store.actor:
+            age_ms = now_ms - mine.told_ms
+            same = covers(mine.vv, self.roster.content(vv)) and age_ms < self._limits.report_idle_ms
+            if same or 0 <= age_ms < self._limits.report_ms:
+                return
+        retired: tuple[int, ...] = ()
+        if mine is not None:
+            before = (*mine.retired, mine.actor)
+            retired = tuple(dict.fromkeys(a for a in before if a != store.actor))[-RETIRED_MAX:]
+        wrote = self.roster.content(vv).get(store.actor, 0)
+        self._write_member(Member(self.node, store.actor, retired, dict(vv), wrote))
+
+    def _enter(self, greeting: Greeting) -> None:
+        """Nobody joins unseen: collection has to wait for whoever may have written."""
+        known = self.roster.nodes.get(greeting.node)
+        if known is not None and greeting.actor in (known.actor, *known.retired):
+            return
+        retired = () if known is None else (*known.retired, known.actor)[-RETIRED_MAX:]
+        self._write_member(Member(greeting.node, greeting.actor, retired, {}, 0))
+
+    def _write_member(self, member: Member) -> None:
+        key = member_key(member.node)
+        rows = self._store.key_rows(key).rows
+        stamp = self._store.stamp(self._now_ms())
+        self._write(key, member_delta(rows, member, stamp), stamp)
+
+    def _write(self, key: bytes, delta: Delta, stamp: tuple[int, int]) -> None:
+        self._committed(self._store.commit(stamp, [(key, TYPE_REGISTER, delta)]))
+        self.roster.load(key, self._store.key_rows(key).rows)
+
+    def _remove_silent(self, now_ms: int) -> None:
+        for member in list(self.roster.members.values()):
+            silent_ms = now_ms - member.told_ms
+            linked = member.node in self._replica.peers or member.node == self.node
+            if silent_ms >= self._limits.member_silent_ms and not linked:
+                log.warning("%s has been silent for %d ms: removed", member.node, silent_ms)
+                self.remove(member.node)
+
+    def remove(self, node: str) -> int:
+        """Take a node out of the members; the actor that is refused from now on.
+
+        Raises BadRequest for this node or one that is no member; Full, Busy.
+        """
+        member = self.roster.members.get(node)
+        if node == self.node:
+            raise BadRequest(f"{node} is this node: remove it at another one, or stop it")
+        if member is None:
+            known = ", ".join(sorted(self.roster.members)) or "none"
+            raise BadRequest(f"{node!r} is no member; members are {known}", field="id")
+        key = removal_key(member.actor)
+        rows = self._store.key_rows(key).rows
+        stamp = self._store.stamp(self._now_ms())
+        self._write(key, removal_delta(rows, node, stamp), stamp)
+        self._tell()
+        return member.actor
+
+    def listed(self) -> list[dict[str, object]]:
+        """The members, as GET /v1/cluster and `roost member list` show them."""
+        now_ms = self._now_ms()
+        content = self.roster.content(self._store.vv)
+        return [
+            {
+                "node": member.node,
+                "actor": f"{member.actor:016x}",
+                "reported_ms": max(0, now_ms - member.told_ms),
+                "current": covers(member.vv, content),
+                "retired": len(member.retired),
+            }
+            for _, member in sorted(self.roster.members.items())
+        ]
