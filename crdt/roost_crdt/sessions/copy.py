@@ -198,6 +198,12 @@ class SessionCopy:
             items.update(head_item(self.meta))
             self._table.put(items)
 
+    def holds_beyond(self, document: bytes) -> bool:
+        """Whether this copy has entries that `document` lacks: its home has lost a tail, and to
+        take the document would lose what the tail's turns were protected by. CorruptData."""
+        held = self.fold.raw_entries()
+        return bool(held) and not held.keys() <= check_update(document, self._limits).keys()
+
     def replace(self, frame: Whole) -> None:
         """Take the whole document in place of what is held here. Raises CorruptData."""
         document = Document(client_id(frame.epoch[0], self._actor, frame.sid), self._limits)

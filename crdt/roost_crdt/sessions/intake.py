@@ -116,6 +116,16 @@ class Intake:
         if meta is not None and meta.unmerged:
             self._see_epoch(frame)
             return
+        held = self._shelf.live(frame.sid)
+        if held is not None and held.holds_beyond(frame.document):
+            held.set_meta(
+                msgspec.structs.replace(
+                    held.meta, epoch=frame.epoch, standby=frame.standby, acked_n=0, unmerged=True
+                )
+            )
+            self._out.send_unmerged(frame.sid)
+            self._tell_former(before, held.meta)
+            return
         with self._shelf.arriving(Meta(frame.sid, frame.epoch, frame.standby)) as live:
             live.replace(frame)
         self._out.wanted.pop(frame.sid, None)
