@@ -78,10 +78,12 @@ class Node:
         self.name = name
         self.actor = actor
         self.rows = Rows()
+        self.lives = 0
         self.start()
 
     def start(self) -> None:
         """As a daemon starts: from what is stored."""
+        self.lives += 1
         self.shelf = Shelf(
             node=self.name,
             region=self.name,
@@ -198,6 +200,19 @@ class Node:
 
 
 @dataclass
+class Handing:
+    """A handover under way."""
+
+    node: str
+    to: str
+    live: SessionCopy
+    frame: Whole
+    lives: int
+    sent: bool = False
+    adopted: bool = False
+
+
+@dataclass
 class Network:
     """Nodes, the links between them, and frames on their way (in order, link by link)."""
 
@@ -282,22 +297,37 @@ class Network:
         node.flush()
         return done
 
-    def hand_over(self, name: str, sid: str, to: str, *, answer: bool = True) -> bool:
+    def hand_over(self, name: str, sid: str, to: str, *, answer: bool = True) -> None:
         """Home gives a session away; without `answer` the reply is lost on its way."""
-        node, other = self.nodes[name], self.nodes[to]
+        handing = self.hand_over_begins(name, sid, to)
+        self.hand_over_arrives(handing)
+        self.hand_over_ends(handing, answer=answer)
+
+    def hand_over_begins(self, name: str, sid: str, to: str) -> Handing:
+        """Home has sent the document; its turns wait meanwhile, its frames do not."""
+        node = self.nodes[name]
         live = node.live(sid)
         frame = decode_frame(encode_frame(node.stream.handover(live, to)))
         assert isinstance(frame, Whole)
-        if not self.up(name, to):
-            return False
-        adopted = other.stream.adopt(frame)
-        other.flush()
-        if not answer:
-            node.stream.handover_unknown(live, frame)
-        elif adopted:
-            node.stream.handed_over(live, frame)
+        return Handing(name, to, live, frame, node.lives)
+
+    def hand_over_arrives(self, handing: Handing) -> None:
+        """The next home takes it, if it can be reached and nothing newer is known there."""
+        if self.up(handing.node, handing.to):
+            handing.sent = True
+            handing.adopted = self.nodes[handing.to].stream.adopt(handing.frame)
+            self.nodes[handing.to].flush()
+
+    def hand_over_ends(self, handing: Handing, *, answer: bool) -> None:
+        """The answer has come, or it is known that none will."""
+        node = self.nodes[handing.node]
+        if node.lives != handing.lives or handing.node in self.down:
+            return  # the process that had asked is gone
+        if handing.sent and not answer:
+            node.stream.handover_unknown(handing.live, handing.frame)
+        elif handing.adopted:
+            node.stream.handed_over(handing.live, handing.frame)
         node.flush()
-        return adopted
 
     # --- time ---
 

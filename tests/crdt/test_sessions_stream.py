@@ -4,10 +4,11 @@ lost, one home is left, and staleness is counted right.
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from session_network import TAKEOVER_AFTER_MS, Network, Seen
+from session_network import TAKEOVER_AFTER_MS, Handing, Network, Seen
 
 from roost_crdt.token import lacks
 
@@ -26,6 +27,7 @@ class SessionHistory(RuleBasedStateMachine):
         self.tokens: list[Seen] = []
         self.count = 0
         self.opened = False
+        self.handing: Handing | None = None
 
     def running(self) -> list[str]:
         return [name for name in NAMES if name not in self.network.down]
@@ -44,7 +46,8 @@ class SessionHistory(RuleBasedStateMachine):
         if node.shelf.meta(SID) is None and not self.opened:
             node.stream.begin(SID)
             node.flush()
-        if node.is_home(SID):
+        handing = self.handing is not None and self.handing.node == name
+        if node.is_home(SID) and not handing:
             self.opened = True
             text = self.text()
             self.tokens.append(node.commit(SID, text))
@@ -84,11 +87,25 @@ class SessionHistory(RuleBasedStateMachine):
         if name not in self.network.down:
             self.network.take_over(name, SID)
 
-    @rule(name=names, to=names, answer=st.booleans())
-    def hand_over(self, name: str, to: str, answer: bool) -> None:
-        if name in self.network.down or name == to or not self.network[name].is_home(SID):
-            return
-        self.network.hand_over(name, SID, to, answer=answer)
+    @rule(name=names, to=names)
+    @precondition(lambda self: self.handing is None)
+    def hand_over_begins(self, name: str, to: str) -> None:
+        if name not in self.network.down and name != to and self.network[name].is_home(SID):
+            self.handing = self.network.hand_over_begins(name, SID, to)
+
+    @rule()
+    @precondition(lambda self: self.handing is not None)
+    def hand_over_arrives(self) -> None:
+        assert self.handing is not None
+        if not self.handing.sent:
+            self.network.hand_over_arrives(self.handing)
+
+    @rule(answer=st.booleans())
+    @precondition(lambda self: self.handing is not None)
+    def hand_over_ends(self, answer: bool) -> None:
+        assert self.handing is not None
+        self.network.hand_over_ends(self.handing, answer=answer)
+        self.handing = None
 
     @rule(name=names)
     def crash(self, name: str) -> None:
@@ -98,7 +115,8 @@ class SessionHistory(RuleBasedStateMachine):
     @rule(name=names)
     def crash_before_durable(self, name: str) -> None:
         """The turn was written, not durable, and never acknowledged."""
-        if name not in self.network.down and self.network[name].is_home(SID):
+        handing = self.handing is not None and self.handing.node == name
+        if name not in self.network.down and self.network[name].is_home(SID) and not handing:
             self.network[name].write(SID, self.text())
             self.network.crash(name)
 
@@ -132,6 +150,8 @@ class SessionHistory(RuleBasedStateMachine):
         assert self.network.broken == []
 
     def teardown(self) -> None:
+        if self.handing is not None:
+            self.network.hand_over_ends(self.handing, answer=True)
         self.network.settle()
         heads = self.network.heads(SID)
         if heads:
@@ -189,3 +209,59 @@ def test_a_restarted_home_gives_its_standby_time_to_come_up() -> None:
     network.start("eu")
     assert replaced(network, "eu", 5_000) == standby
     assert replaced(network, "eu", 9_000) != standby
+
+
+def at_home(*names: str) -> Network:
+    """A session of `eu` with one turn, held by its standby."""
+    network = Network(names)
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    return network
+
+
+def test_what_is_merged_during_a_handover_reaches_the_next_home() -> None:
+    network = at_home("eu", "us", "ap")
+    standby = network["eu"].live(SID).meta.standby
+    assert standby is not None
+    (other,) = {"us", "ap"} - {standby}
+    network.cut("eu", standby)
+    network["eu"].commit(SID, "only at eu")
+    network.pass_time(2_000)
+    assert network.take_over(standby, SID)
+    handing = network.hand_over_begins(standby, SID, other)
+    network.heal("eu", standby)
+    network.deliver_all()  # eu is deposed and merges into the home that is giving the session away
+    network.hand_over_arrives(handing)
+    network.hand_over_ends(handing, answer=True)
+    assert network[standby].live(SID).meta.unmerged
+    network.settle()
+    assert network[other].is_home(SID)
+    assert sorted(network[other].turns(SID)) == ["one", "only at eu"]
+
+
+def test_an_epoch_entered_during_a_handover_stays() -> None:
+    network = at_home("eu", "us", "ap")
+    eu = network["eu"]
+    (other,) = {"us", "ap"} - {eu.live(SID).meta.standby}
+    handing = network.hand_over_begins("eu", SID, other)
+    eu.live(SID).enter_epoch("eu", other, network.now_ms)
+    higher = eu.live(SID).meta
+    lower = msgspec.structs.replace(handing.frame, epoch=(2, "ap"))
+    eu.stream.handed_over(eu.live(SID), lower)
+    assert eu.live(SID).meta == higher
+
+
+def test_a_lost_answer_of_a_handover_is_outranked_only_by_a_home() -> None:
+    network = at_home("eu", "us")
+    network.hand_over("eu", SID, "us", answer=False)
+    assert network["eu"].live(SID).meta.epoch == (3, "eu")
+    network.settle()
+    assert network["eu"].is_home(SID)
+    handing = network.hand_over_begins("eu", SID, "us")
+    network.hand_over_arrives(handing)
+    network.deliver_all()  # the next home's own offer is faster than the lost answer
+    network.hand_over_ends(handing, answer=False)
+    network.settle()
+    assert network["us"].is_home(SID)
+    assert network["us"].live(SID).meta.epoch == (4, "us")

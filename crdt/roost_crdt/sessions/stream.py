@@ -135,15 +135,30 @@ class Stream:
         return msgspec.structs.replace(live.whole(), epoch=after.epoch, standby=after.standby)
 
     def handed_over(self, live: SessionCopy, frame: Whole) -> None:
-        """The next home has answered: it is home, this node its standby."""
-        live.set_meta(
-            msgspec.structs.replace(live.meta, epoch=frame.epoch, standby=frame.standby, acked_n=0)
-        )
+        """The next home has answered: it is home, this node its standby.
+
+        Meanwhile a higher epoch may have been learnt or, for another standby, entered here; and
+        what was merged meanwhile the next home lacks.
+        """
         live.follow = Follow()
+        if live.meta.epoch >= frame.epoch:
+            return
+        lacks = (live.meta.n, live.meta.chain) != (frame.n, frame.chain)
+        live.set_meta(
+            msgspec.structs.replace(
+                live.meta, epoch=frame.epoch, standby=frame.standby, acked_n=0, unmerged=lacks
+            )
+        )
+        self._out.send_unmerged(live.meta.sid)
 
     def handover_unknown(self, live: SessionCopy, frame: Whole) -> None:
-        """No answer: the other side may be home under the frame's epoch; this one outranks it."""
-        live.set_meta(msgspec.structs.replace(live.meta, epoch=frame.epoch))
+        """No answer: the other side may be home under the frame's epoch; this one outranks it.
+
+        Unless it has said so by itself meanwhile, or yet another is home.
+        """
+        if live.meta.home != self._shelf.node:
+            return
+        live.set_meta(msgspec.structs.replace(live.meta, epoch=max(live.meta.epoch, frame.epoch)))
         live.enter_epoch(self._shelf.node, frame.epoch[1], self._shelf.now_ms())
         self.offer(live)
 
