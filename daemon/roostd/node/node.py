@@ -37,6 +37,7 @@ from roostd.node.keys import Keys
 from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
+from roostd.node.restored import Restored
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -269,6 +270,7 @@ class Node:
                 follow_after_turns=config.session.follow_after_turns,
             ),
             random_sid=lambda: "s-" + os.urandom(SID_BYTES).hex(),
+            restored=Restored(self.store, [n.id for n in config.neighbours], os.urandom),
         )
         for method, handler in self.sessions.methods().items():
             self.rpc.register(method, handler)

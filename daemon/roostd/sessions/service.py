@@ -36,6 +36,8 @@ from roostd.sessions.erasure import Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
 from roostd.sessions.local import Local
+from roostd.sessions.recall import COPY as RECALL_COPY
+from roostd.sessions.recall import RECALL, Recall, Restored
 from roostd.sessions.takeover import YIELD, Takeover
 from roostd.sessions.types import Answer, Request, ServedBy
 
@@ -53,7 +55,12 @@ class Sessions:
     CallConflict, TooLarge, SessionUnavailable, Unavailable, UnknownOutcome, Full, Busy.
     """
 
-    def __init__(self, context: Context, random_sid: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        random_sid: Callable[[], str],
+        restored: Restored | None = None,
+    ) -> None:
         self.context = self._context = context
         self._random_sid = random_sid
         self.stream = Stream(
@@ -69,6 +76,7 @@ class Sessions:
         self.handover = Handover(context, self.stream)
         self._takeover = Takeover(context, self.stream, self.delivery)
         self._erasure = Erasure(context, self.stream, self._copies)
+        self.recall = Recall(context, self.stream, self.delivery, restored)
         self._last_tick_ms = context.now_ms()
         self._following: set[asyncio.Task[None]] = set()
 
@@ -77,6 +85,7 @@ class Sessions:
     async def open(self, token: str | None, sid: str | None) -> types.Opened:
         """A new session, or a fresh token for a known one."""
         if token is None and sid is None:
+            self.recall.check()
             return await self._begin(self._random_sid())
         if sid is not None:
             check_sid(sid, BadRequest)
@@ -162,6 +171,7 @@ class Sessions:
 
     async def list(self, after: str, limit: int) -> list[dict[str, Any]]:
         """Sessions held here, in order of id."""
+        self.recall.check()
         rows = []
         for stored in self._context.shelf.table.heads(after, limit):
             meta = self._context.shelf.meta(stored.sid) or stored
@@ -203,6 +213,8 @@ class Sessions:
             "session.erase": self._remote_erase,
             "session.ping": self._remote_ping,
             YIELD: self._takeover.remote_yield,
+            RECALL: self.recall.remote_recall,
+            RECALL_COPY: self.recall.remote_copy,
         }
 
     async def _remote_do(self, peer: str, args: dict[str, Any]) -> Any:
@@ -248,6 +260,7 @@ class Sessions:
     async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
         context = self._context
         claims, sid = self._claims(request)
+        self.recall.check()
         meta = context.shelf.meta(sid)
         if claims is not None and (meta is None or claims.epoch > meta.epoch):
             meta = context.shelf.learn(sid, claims.epoch, claims.standby)
@@ -429,11 +442,15 @@ class Sessions:
         if now_ms - self._last_tick_ms > self._context.takeover_after_ms:
             self._context.shelf.generation += 1
         self._last_tick_ms = now_ms
-        self.delivery.tick()
+        if not self.recall.waiting:
+            self.delivery.tick()
 
     def on_link_up(self, peer: str) -> None:
         """A neighbour is back: offer it what it lacks, send it what it must merge."""
-        self.delivery.sweep(peer)
+        if self.recall.waiting:
+            self.recall.on_link_up(peer)
+        else:
+            self.delivery.sweep(peer)
 
     def counts(self) -> dict[str, int]:
         """Sessions in memory by role."""
@@ -447,5 +464,6 @@ class Sessions:
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)
+        await self.recall.stop()
         await self._takeover.stop()
         await self.delivery.stop()
