@@ -157,13 +157,15 @@ class Merge(msgspec.Struct, array_like=True, tag=6, frozen=True):
     sid: str
     epoch: Epoch
     document: bytes
+    chain: bytes = CHAIN_START
 
 
 class Merged(msgspec.Struct, array_like=True, tag=7, frozen=True):
-    """Home to former home: your turns are durable here."""
+    """Home to former home: what you held when you sent `chain` is durable here."""
 
     sid: str
     epoch: Epoch
+    chain: bytes = CHAIN_START
 
 
 class Erase(msgspec.Struct, array_like=True, tag=8, frozen=True):

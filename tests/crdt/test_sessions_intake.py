@@ -6,6 +6,7 @@ import pytest
 from session_network import Network
 
 from roost_crdt.errors import PeerError
+from roost_crdt.home import Merged, encode_frame
 
 SID = "s1"
 
@@ -60,3 +61,21 @@ def test_homes_with_standbys_apart_are_found_when_a_link_comes_up() -> None:
     homes = {meta.home for meta in network.heads(SID).values()}
     assert homes == {"c"}
     assert sorted(network["c"].turns(SID)) == ["first of a", "first of c"]
+
+
+def test_an_old_merge_does_not_vouch_for_newer_turns() -> None:
+    network = Network(("eu", "us"))
+    eu = network["eu"]
+    eu.stream.begin(SID)
+    network.settle()
+    network.cut("eu", "us")
+    eu.commit(SID, "only at eu")
+    network.pass_time(2_000)
+    assert network.take_over("us", SID)
+    eu.shelf.learn(SID, (2, "us"), "eu")
+    held = eu.live(SID).meta
+    assert held.unmerged
+    eu.stream.on_frame("us", encode_frame(Merged(SID, (2, "us"), b"of earlier turns")))
+    assert eu.live(SID).meta.unmerged
+    eu.stream.on_frame("us", encode_frame(Merged(SID, (2, "us"), held.chain)))
+    assert not eu.live(SID).meta.unmerged

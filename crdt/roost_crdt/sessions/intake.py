@@ -187,12 +187,14 @@ class Intake:
         update = live.merge(frame.document, self._shelf.now_ms())
         if update is not None:
             self._publish(live, update)
-        self._out.send(peer, Merged(frame.sid, live.meta.epoch))
+        self._out.send(peer, Merged(frame.sid, live.meta.epoch, frame.chain))
 
     def _on_merged(self, peer: str, frame: Merged) -> None:
         live = self._shelf.live(frame.sid)
         if live is None or not live.meta.unmerged or live.meta.home != peer:
             return
+        if frame.chain != live.meta.chain:
+            return  # of an earlier time as former home: turns were committed here since
         live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
         self._out.unmerged.pop(frame.sid, None)
         self._out.want(peer, frame.sid, live.meta.epoch)

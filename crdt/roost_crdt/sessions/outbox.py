@@ -109,5 +109,5 @@ class Outbox:
         if live is not None and live.meta.unmerged and live.meta.home != self._shelf.node:
             if len(self.unmerged) < NOTED_MAX:
                 self.unmerged[sid] = self._shelf.now_ms()
-            frame = Merge(sid, live.meta.epoch, live.document.encode())
+            frame = Merge(sid, live.meta.epoch, live.document.encode(), live.meta.chain)
             self.send(live.meta.home, frame)
