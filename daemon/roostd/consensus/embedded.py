@@ -355,10 +355,9 @@ class EmbeddedRemote:
                 return answer
             left_ms = int((ends - loop.time()) * 1000)
             if not repeat or left_ms <= RETRY_PAUSE_MS:
-                self._state, self._last_error = "down", sent.message
-                if method == wire.TXN:
-                    raise sent
-                raise Unavailable(f"consensus on {self._host}: {sent.message}")
+                text = f"consensus gave no answer within {deadline_ms} ms, last: {sent.message}"
+                self._state, self._last_error = "down", text
+                raise UnknownOutcome(text) if method == wire.TXN else Unavailable(text)
             await asyncio.sleep(RETRY_PAUSE_MS / 1000)
 
     async def _attempt(self, method: str, args: dict[str, Any], attempt_ms: int) -> Any:
