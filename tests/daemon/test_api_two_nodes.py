@@ -78,7 +78,9 @@ async def test_changes_of_a_neighbour_are_told(pair: tuple[Served, Served]) -> N
             while (line := await anext(lines)) != "event: change":
                 pass
             line = await anext(lines)
-        assert json.loads(line.removeprefix("data: ")) == {"key": "str:told:1", "value": "x"}
+        told = json.loads(line.removeprefix("data: "))
+        assert told.pop("stamp")[1] == pair[0].node.store.actor
+        assert told == {"key": "str:told:1", "value": "x"}
 
 
 async def test_a_session_follows_its_token_to_the_other_node(
