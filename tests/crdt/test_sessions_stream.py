@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from session_network import TAKEOVER_AFTER_MS, Handing, Network, Seen
 
+from roost_crdt.home import Whole, decode_frame
+from roost_crdt.sessions.stream import COPIES_A_TICK
 from roost_crdt.token import lacks
 
 SID = "s1"
@@ -265,3 +267,23 @@ def test_a_lost_answer_of_a_handover_is_outranked_only_by_a_home() -> None:
     network.settle()
     assert network["us"].is_home(SID)
     assert network["us"].live(SID).meta.epoch == (4, "us")
+
+
+def test_new_standbys_get_their_copies_a_few_at_a_time() -> None:
+    network = Network(("eu", "us"))
+    network.cut("eu", "us")
+    eu = network["eu"]
+    for number in range(3 * COPIES_A_TICK):
+        eu.stream.begin(f"s{number}")
+    eu.flush()
+    network.heal("eu", "us")
+    sent = []
+    for _ in range(4):
+        eu.stream.tick()
+        eu.rows.flush()
+        frames = eu.stream.take_frames()
+        sent.append(len([frame for _, frame in frames if isinstance(decode_frame(frame), Whole)]))
+    assert sent[-1] == 0, "nothing is sent again before it can be acknowledged"
+    assert max(sent) <= COPIES_A_TICK
+    network.settle()
+    assert all(eu.live(f"s{number}").meta.standby == "us" for number in range(3 * COPIES_A_TICK))

@@ -30,6 +30,9 @@ SWEEP_PAGE = 500
 STANDBY_GONE_FACTOR = 10
 """A standby is replaced after it was down for this many times `takeover_after_ms`."""
 MERGE_AGAIN_MS = 2_000
+COPY_AGAIN_MS = 2_000
+COPIES_A_TICK = 32
+"""Whole documents that a tick or a page of a sweep sends to new standbys; the rest waits."""
 SWEEP_EVERY_MS = 600_000
 
 
@@ -59,6 +62,7 @@ class Stream:
         self._heard: set[str] | None = None
         """Neighbours that were up and are not gone since; None until the first can be gone."""
         self._sweep_due = False
+        self._copies_left = COPIES_A_TICK
 
     # --- home's side ---
 
@@ -217,6 +221,7 @@ class Stream:
                 del self._out.unmerged[sid]
             elif now_ms - sent_ms > MERGE_AGAIN_MS:
                 self._out.send_unmerged(sid)
+        self._copies_left = COPIES_A_TICK
         rtts = {c.node: c.rtt_ms for c in self._links.candidates()}
         self._watch_for_gone(rtts.keys())
         for sid, offered_ms in list(self._out.unacked.items()):
@@ -238,6 +243,7 @@ class Stream:
         standby lacks is offered, what a new home lacks is sent, what has expired is dropped, and
         newcomers hear which epochs are in force.
         """
+        self._copies_left = COPIES_A_TICK
         if not after:
             self._sweep_due = False
         heads = self._shelf.table.heads(after, SWEEP_PAGE)
@@ -309,6 +315,13 @@ class Stream:
         chosen = self.choose(meta.sid)
         if chosen is None or chosen == meta.standby:
             return
-        self._out.candidates[meta.sid] = chosen
+        now_ms = self._shelf.now_ms()
+        sent = self._out.candidates.get(meta.sid) == chosen
+        if sent and now_ms - self._out.unacked.get(meta.sid, 0) < COPY_AGAIN_MS:
+            return
         self._out.note_unacked(live)
+        if not self._copies_left:
+            return  # noted: a later tick sends it
+        self._copies_left -= 1
+        self._out.candidates[meta.sid] = chosen
         self._out.send(chosen, live.whole())
