@@ -274,6 +274,10 @@ class Inflow:
         near = self._near
         if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
             return
+        due_ms = hlc_ms(max(vv.values(), default=0)) - near.limits.clock_offset_max_ms
+        if due_ms > now_ms + near.wall_ahead_ms:
+            self._delay_snapshot(peer, due_ms)
+            return
         for origin, hlc in peer.greeting.gc_floor.items():
             near.gc_floor[origin] = max(hlc, near.gc_floor.get(origin, 0))
         peer.snapshot_in = None

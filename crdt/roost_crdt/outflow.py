@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import frames as f
+from .errors import PeerError
 from .logformat import record_span
 from .neighbourhood import Neighbourhood
 from .peer import Peer, SnapshotOut
@@ -82,12 +83,14 @@ class Outflow:
 
     def wanted(self, peer: Peer, origin: int, after: int) -> None:
         """The peer asks for an origin: it holds it up to `after`, whatever was sent before."""
+        _check_choices(peer, origin)
         peer.choice[origin] = True
         peer.cursor[origin] = after
         if self._near.vv.get(origin, 0) > after:
             peer.catch_up[origin] = None
 
     def pruned(self, peer: Peer, origin: int) -> None:
+        _check_choices(peer, origin)
         peer.choice[origin] = False
         peer.catch_up.pop(origin, None)
         peer.waiting.pop(origin, None)
@@ -157,3 +160,9 @@ class Outflow:
         heads = {o: hlc for o, hlc in self._near.vv.items() if hlc > peer.held.get(o, 0)}
         if heads:
             self._near.emit(peer, f.IHave(heads))
+
+
+def _check_choices(peer: Peer, origin: int) -> None:
+    """PeerError where a peer wants and prunes more actors than a version vector may have."""
+    if len(peer.choice) >= f.ORIGINS_MAX and origin not in peer.choice:
+        raise PeerError(f"{peer.node} wants or prunes more than {f.ORIGINS_MAX} actors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import pytest
 from fuzzing import throw
 from replication_network import START_MS, MemoryStore, Network
 
@@ -206,3 +207,33 @@ def test_snapshot_rows_are_taken_or_refused_whole() -> None:
     offer = f.encode_frame(f.SnapshotOffer(PEER_ACTOR))
     seeds = [raw for raw in frame_seeds() if raw[1] in (8, 9, 1)]
     play("snapshot rows", seeds, [ahead, offer])
+
+
+def test_a_snapshot_from_the_future_moves_no_version_vector() -> None:
+    """Once it was taken: no record of that actor could follow, and the clock went with it."""
+    network = linked()
+    replica = network.replicas["a"]
+    for frame in (f.IHave({PEER_ACTOR: HLC + 6}), f.SnapshotOffer(PEER_ACTOR)):
+        replica.receive("b", f.encode_frame(frame), network.now_ms)
+    taking = replica.peers["b"].snapshot_in
+    assert taking is not None
+    before = dict(replica.vv)
+    end = f.SnapshotEnd(taking.id, {PEER_ACTOR: (1 << 64) - 1, 777: 5})
+    replica.receive("b", f.encode_frame(end), network.now_ms)
+    network._collect("a")
+    assert replica.vv == network.stores["a"].vv == before
+    assert replica.mode("b") == "ClockSkew"
+    assert network.stores["a"].clock.last < hlc_from_ms(START_MS + 1_000)
+
+
+def test_wants_and_prunes_of_made_up_actors_are_bounded() -> None:
+    network = linked()
+    replica = network.replicas["a"]
+    peer = replica.peers["b"]
+    peer.choice = dict.fromkeys(range(f.ORIGINS_MAX), True)
+    replica.receive("b", f.encode_frame(f.Prune(5)), network.now_ms)
+    for frame in (f.Prune(f.ORIGINS_MAX + 1), f.Want(f.ORIGINS_MAX + 1, 0)):
+        with pytest.raises(PeerError, match="more than 65536 actors"):
+            replica.receive("b", f.encode_frame(frame), network.now_ms)
+    assert len(peer.choice) == f.ORIGINS_MAX
+    assert f.ORIGINS_MAX + 1 not in peer.cursor
