@@ -8,6 +8,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 SEEDS ?= 20
 KILLS ?= 500
+INPUTS ?= 5000000
 VENV := .venv
 BIN := $(VENV)/bin
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
@@ -15,12 +16,12 @@ RUN_STAMP := $(VENV)/.run-$(HASH)
 TEST_STAMP := $(VENV)/.test-$(HASH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit process simulate soak clean
+.PHONY: help demo test lint types unit process simulate soak coverage mutants clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
-	@echo "also: lint types unit process simulate soak clean"
+	@echo "also: lint types unit process simulate soak coverage mutants clean"
 
 demo: $(RUN_STAMP)
 	@exec $(BIN)/roost demo $(DEMO)
@@ -49,8 +50,17 @@ simulate: $(TEST_STAMP)
 
 # Hours, not minutes: before a release.
 soak: $(TEST_STAMP)
+	ROOST_FUZZ_INPUTS=$(INPUTS) ROOST_FUZZ_SEED=$$(date +%s) $(BIN)/pytest -q -s -n $(WORKERS) --timeout=0 tests/crdt/fuzz
 	ROOST_TEST_KILLS=$(KILLS) $(BIN)/pytest -q --timeout=0 tests/process $(TESTS)
 	$(if $(SIMULATOR),$(BIN)/python -m roost_sim --seeds 10000)
+
+# Branches of each module of the core that its own tests leave out.
+coverage: $(TEST_STAMP)
+	$(BIN)/python tests/coverage_by_module.py
+
+# Changes in the merge code that no test notices: an hour.
+mutants: $(TEST_STAMP)
+	$(BIN)/python tests/mutants/run.py --workers $(WORKERS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -35,6 +35,7 @@ def test_a_head_ends_in_its_expiry() -> None:
     [
         ({}, 10**12, False),
         (held(1, 1, 0), 10**12, False),
+        (held(1, 1, 1), 1, True),
         (held(1, 1, 100), 99, False),
         (held(1, 1, 100), 100, True),
         (held(1, 1, 100), 101, True),
