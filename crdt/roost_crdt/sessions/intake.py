@@ -166,7 +166,8 @@ class Intake:
             return
         if peer != meta.standby or frame.epoch != meta.epoch:
             return
-        if frame.n == meta.n and frame.chain != meta.chain:
+        if frame.n > meta.n or (frame.n == meta.n and frame.chain != meta.chain):
+            # Its copy is of a chain of its own, from when it was home.
             self._out.send(peer, live.whole())
             return
         live.confirmed = self._shelf.generation
@@ -197,6 +198,7 @@ class Intake:
             return  # of an earlier time as former home: turns were committed here since
         live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
         self._out.unmerged.pop(frame.sid, None)
+        self._out.wanted.pop(frame.sid, None)  # an earlier answer was refused: it lacked the merge
         self._out.want(peer, frame.sid, live.meta.epoch)
 
     def _on_deposed(self, peer: str, frame: Deposed) -> None:

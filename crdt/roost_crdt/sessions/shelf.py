@@ -140,7 +140,8 @@ class Shelf:
         """A higher epoch was shown (by a verified token or a frame): take it; the head in force.
 
         A home that learns of a higher epoch is deposed at once and keeps its turns as unmerged
-        until the new home has acknowledged them.
+        until the new home has acknowledged them. So does a standby that has no part in it: its
+        home may have lost what it holds, and nobody else would ask for it.
         """
         meta = self.meta(sid)
         if meta is None or not meta.held:
@@ -151,14 +152,16 @@ class Shelf:
             return meta
         live = self.live(sid)
         assert live is not None, "a held session loads"
-        was_home = meta.home == self.node
+        had_part = self.node in (meta.home, meta.standby)
+        has_part = epoch[1] == self.node or (standby == self.node and meta.home != self.node)
         live.set_meta(
             msgspec.structs.replace(
                 meta,
                 epoch=epoch,
                 standby=standby,
                 acked_n=0,
-                unmerged=meta.unmerged or (was_home and epoch[1] != self.node),
+                # Told of an epoch of its own that it has lost: there is no other to merge into.
+                unmerged=epoch[1] != self.node and (meta.unmerged or (had_part and not has_part)),
             )
         )
         if live.meta.unmerged:
