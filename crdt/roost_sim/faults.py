@@ -106,7 +106,7 @@ class Faults:
 
     def _void(self, node: Node, since_ms: float) -> None:
         self._cluster.history.void(node.name, since_ms)
-        self._cluster.talks.void(node.name, since_ms)
+        self._cluster.talks.void(node.name, since_ms, self._cluster.world.loop.now_ms)
 
     # --- processes
 

@@ -74,6 +74,8 @@ class Answer:
     status: str = ""
     result: bytes | None = None
     protected: bool = False
+    promised_ms: float = 0.0
+    """When the node that carried it out answered."""
 
 
 class Lock:
@@ -521,7 +523,12 @@ class Sessions:
         )
         held = frozenset((n, node, turn) for n, node, turn in refs_of(live))
         return Answer(
-            claims_to_json(claims), meta.home, live.head_turn(), node=self.node.name, held=held
+            claims_to_json(claims),
+            meta.home,
+            live.head_turn(),
+            node=self.node.name,
+            held=held,
+            promised_ms=self.node.world.loop.now_ms,
         )
 
     def _opened(self, live: SessionCopy) -> Answer:

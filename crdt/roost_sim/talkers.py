@@ -26,6 +26,7 @@ class Turn:
     message: bytes
     refs: dict[TurnRef, float] = field(default_factory=dict)
     """Place -> when it was answered, while the answer binds."""
+    told_by: dict[TurnRef, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +53,22 @@ class Talks:
         """The first token of each session; who talks to it later was given it."""
         self.opener: dict[str, Talker] = {}
         self.problems: list[str] = []
+        self.voided: list[tuple[str, float, float]] = []
 
-    def void(self, node: str, since_ms: float) -> None:
+    def binds(self, node: str, promised_ms: float) -> bool:
+        """Whether an answer that arrives now was not made void on its way."""
+        return not any(
+            node == other and since_ms <= promised_ms <= until_ms
+            for other, since_ms, until_ms in self.voided
+        )
+
+    def void(self, node: str, since_ms: float, now_ms: float) -> None:
         """What this node promised as a home since then it cannot keep."""
+        self.voided.append((node, since_ms, now_ms))
         for turn in self.turns.values():
-            for ref in [r for r, at in turn.refs.items() if r[1] == node and at >= since_ms]:
+            for ref in [
+                r for r, at in turn.refs.items() if turn.told_by[r] == node and at >= since_ms
+            ]:
                 del turn.refs[ref]
         self.finishes = [f for f in self.finishes if f.node != node or f.at_ms < since_ms]
 
@@ -170,7 +182,10 @@ class Talker:
                 return
             if answer is not None:
                 assert answer.ref is not None
-                turn.refs[answer.ref] = self._loop.now_ms
+                # What was told before is told again: by whom it was committed does not matter.
+                if self._talks.binds(answer.node, answer.promised_ms):
+                    turn.refs[answer.ref] = answer.promised_ms
+                    turn.told_by[answer.ref] = answer.node
                 self._seen[answer.ref] = self._loop.now_ms
                 return
             await self._loop.sleep(300.0 * self._random.random(), None)
@@ -192,9 +207,11 @@ class Talker:
         done = await self._ask(
             Request("call", self._sid, self._token, call=call, status="finished", result=result)
         )
-        if done is not None and done.status == "finished" and done.result is not None:
+        if done is None or done.status != "finished" or done.result is None:
+            return
+        if self._talks.binds(done.node, done.promised_ms):
             self._talks.finishes.append(
-                Finish(self._sid, call, done.result, done.home, self._loop.now_ms)
+                Finish(self._sid, call, done.result, done.node, done.promised_ms)
             )
 
     async def _move(self) -> None:
