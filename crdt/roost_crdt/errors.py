@@ -1,27 +1,27 @@
 """Every error that roost raises on purpose.
 
-    RoostError                 what a caller is told; has code, HTTP status, retry_after_ms
-    +-- BadRequest             malformed command, body, number or key
-    +-- NoAuth, NoPerm         who the caller is; what it may do
-    +-- BadToken               forged, wrong audience, unknown key id
-    +-- NoPolicy               no policy claims the key
-    +-- NoSession              no node knows the session
-    +-- WrongType              the key holds another type
-    +-- Unsupported            the key's consistency cannot give it
-    +-- TurnConflict           token or base behind the current turn
-    +-- CallConflict           same call key, other tool or arguments
-    +-- CrossClass             one transaction over keys of different consistency
-    +-- Exhausted              a quota has nothing left in this period
-    +-- TooLarge               over a bound of Limits or of the configuration
-    +-- Busy                   overload, try again
-    +-- Unavailable            consensus or home out of reach within the deadline
-    +-- SessionUnavailable     home and standby are both lost
-    +-- UnknownOutcome         may have been applied; carries the request id to retry with
-    +-- Full                   disk or size bound reached; reads go on
-    PeerError                  a neighbour broke the protocol; local state is unchanged
-    CorruptData                stored or received bytes do not check out; nothing was changed
-    ActorReused                one stamp with two bodies: two writers share an actor
-    ConfigError                a configuration file cannot be used; has file and line
+RoostError                 what a caller is told; has code, HTTP status, retry_after_ms
++-- BadRequest             malformed command, body, number or key
++-- NoAuth, NoPerm         who the caller is; what it may do
++-- BadToken               forged, wrong audience, unknown key id
++-- NoPolicy               no policy claims the key
++-- NoSession              no node knows the session
++-- WrongType              the key holds another type
++-- Unsupported            the key's consistency cannot give it
++-- TurnConflict           token or base behind the current turn
++-- CallConflict           same call key, other tool or arguments
++-- CrossClass             one transaction over keys of different consistency
++-- Exhausted              a quota has nothing left in this period
++-- TooLarge               over a bound of Limits or of the configuration
++-- Busy                   overload, try again
++-- Unavailable            consensus or home out of reach within the deadline
++-- SessionUnavailable     home and standby are both lost
++-- UnknownOutcome         may have been applied; carries the request id to retry with
++-- Full                   disk or size bound reached; reads go on
+PeerError                  a neighbour broke the protocol; local state is unchanged
+CorruptData                stored or received bytes do not check out; nothing was changed
+ActorReused                one stamp with two bodies: two writers share an actor
+ConfigError                a configuration file cannot be used; has file and line
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class RoostError(Exception):
     code: ClassVar[str] = "ERR"
     status: ClassVar[int] = 500
 
-    def __init__(
-        self, message: str, *, retry_after_ms: int | None = None, **details: Any
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_ms: int | None = None, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_ms = retry_after_ms
