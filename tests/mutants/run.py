@@ -60,6 +60,11 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.FloorDiv: ast.Mult,
 }
 EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "over",
+        "{**rows, **delta} if delta else rows -> {**rows, **delta}",
+    ): "a copy that nobody changes",
+    ("check_part", "if good -> if True"): "spares the check of text that is refused anyway",
     ("join_plain_head", "a > b -> a >= b"): "equal rows have been returned before",
 }
 """(function, change) of mutants that nobody can tell from the original, with the reason."""
