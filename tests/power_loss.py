@@ -22,7 +22,7 @@ from typing import NamedTuple
 SECTOR = 512
 CALLS = (
     "openat,close,lseek,write,pwrite64,writev,pwritev,fdatasync,fsync,"
-    "ftruncate,fallocate,rename,unlink,mkdir,rmdir"
+    "ftruncate,fallocate,rename,unlink,unlinkat,mkdir,rmdir"
 )
 _NOT_ON_DISK = ("lock", "lock.mdb")
 """Locks mean nothing after a power loss: they are written through mappings, and taken anew."""
@@ -99,7 +99,7 @@ class _Reader:
                 self._open[thread] = event = self._begin(call, rest)
                 if event is not None:
                     yield event
-                if rest.rstrip().endswith("<unfinished ...>"):
+                if rest.rstrip().endswith(("<unfinished ...>", "<detached ...>")):
                     continue
             result = rest.rpartition(") ")[2].strip().lstrip("= ").split("<")[0]
             event = self._open.pop(thread, None)
@@ -128,12 +128,19 @@ class _Reader:
                     call = "empty"
             return Event(number, False, call, paths[0], to=paths[1] if paths[1:] else "")
         fd_text = _FD.match(rest)
+        if fd_text is None and call == "unlinkat":
+            return None  # from the working directory
         assert fd_text is not None, rest[:80]
         fd, path = int(fd_text[1]), _bytes(fd_text[2]).decode()
         if not path.startswith(self._below):
             data = b"".join(map(_bytes, _TEXT.findall(rest))) if fd == 1 else b""
             return Event(number, False, call, "1", data=data) if fd == 1 else None
         path = path.removesuffix(" (deleted)")
+        if call == "unlinkat":
+            text = _TEXT.search(rest)
+            assert text is not None
+            call = "rmdir" if "AT_REMOVEDIR" in rest else "unlink"
+            return Event(number, False, call, f"{path}/{_bytes(text[1]).decode()}")
         if call in ("fdatasync", "fsync"):
             return Event(number, False, "sync", path)
         assert call in ("write", "pwrite64", "writev", "pwritev", "ftruncate"), call
@@ -162,7 +169,7 @@ class _Reader:
 
 def _after_text(rest: str, at: int) -> str:
     """An argument that is a number, of a call whose strings may hold anything but commas."""
-    arguments = rest.split(") = ")[0].split(" <unfinished")[0].rstrip(")\n").split(", ")
+    arguments = rest.split(") = ")[0].split(" <")[0].rstrip(")\n").split(", ")
     return arguments[at]
 
 
@@ -195,6 +202,8 @@ class Change(NamedTuple):
     file: File | None
     number: int
     directory: bool = False
+    gone: bool = False
+    """A directory that was removed."""
     to: str = ""
 
 
@@ -273,6 +282,8 @@ class Disk:
             assert call == "create" or not (file.durable or file.pending), "emptied in place"
         elif call == "mkdir":
             self._changes.append(Change(path, None, number, directory=True))
+        elif call == "rmdir":
+            self._changes.append(Change(path, None, number, gone=True))
         elif call == "unlink":
             del self._live[path]
             self._changes.append(Change(path, None, number))
@@ -303,6 +314,8 @@ class Disk:
                         held.add(moved)
         elif change.directory:
             directories.add(change.path)
+        elif change.gone:
+            directories.discard(change.path)
         elif change.file is None:
             names.pop(change.path, None)
         else:

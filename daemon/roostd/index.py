@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,13 +70,14 @@ def is_disk_error(exc: lmdb.Error) -> bool:
 
 
 class Index:
-    """The LMDB environment. Reads from any one thread, `write` from one thread at a time."""
+    """The LMDB environment. Reads from any thread, `write` from one thread at a time."""
 
     def __init__(self, path: Path, size_max: int) -> None:
         """Open or create. CorruptData if the files are not a usable LMDB environment,
         another lmdb.Error (`is_disk_error`) if the disk does not take what opening writes."""
         self.path = path
         self.size_max = size_max
+        self._reading = threading.Lock()
         path.mkdir(mode=0o750, exist_ok=True)
         try:
             self._env = lmdb.open(
@@ -83,11 +85,12 @@ class Index:
                 map_size=max(size_max, 64 * PAGE_BYTES),
                 max_dbs=len(KIND_NAMES) + 1,
                 max_readers=READERS_MAX,
-                max_spare_txns=2,
+                max_spare_txns=1,
                 mode=0o660,
                 meminit=False,
             )
-            # Slots of the reader table first, before other processes use them up.
+            # A slot of the reader table first, before other processes use them up. py-lmdb keeps
+            # one, for its spare transaction: hence one transaction at a time, of any thread.
             self._env.begin().abort()
             self._rows = self._env.open_db(b"rows")
             self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
@@ -112,13 +115,13 @@ class Index:
         return self.get(logformat.KIND_META, name)
 
     def get(self, kind: int, key: bytes) -> bytes | None:
-        with self._env.begin(db=self._kinds[kind]) as txn:
+        with self._reading, self._env.begin(db=self._kinds[kind]) as txn:
             return txn.get(key)
 
     def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` pairs in key order, keys with `prefix` and above `after`."""
         found: list[tuple[bytes, bytes]] = []
-        with self._env.begin(db=self._kinds[kind]) as txn, txn.cursor() as cursor:
+        with self._reading, self._env.begin(db=self._kinds[kind]) as txn, txn.cursor() as cursor:
             more = cursor.set_range(max(prefix, after + b"\0" if after else b""))
             while more and len(found) < limit:
                 key, value = cursor.item()
@@ -131,7 +134,7 @@ class Index:
     def rows(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """All row keys with a prefix (usually `key NUL`) and their sealed rows."""
         found: list[tuple[bytes, bytes]] = []
-        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+        with self._reading, self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
             if not cursor.set_range(prefix):
                 return found
             for item in cursor.iternext():
@@ -149,7 +152,7 @@ class Index:
 
     def row_count(self) -> int:
         """How many rows are stored."""
-        with self._env.begin() as txn:
+        with self._reading, self._env.begin() as txn:
             count: int = txn.stat(self._rows)["entries"]
         return count
 
@@ -164,7 +167,7 @@ class Index:
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         found: list[tuple[bytes, bytes]] = []
         size = 0
-        with self._env.begin(db=db) as txn, txn.cursor() as cursor:
+        with self._reading, self._env.begin(db=db) as txn, txn.cursor() as cursor:
             if not cursor.set_range(start):
                 return found, True
             for key, value in cursor.iternext():
@@ -181,7 +184,7 @@ class Index:
         """
         while True:
             batch: list[bytes] = []
-            with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            with self._reading, self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
                 more = cursor.set_range(start)
                 while more and len(batch) < _SCAN_ROWS_MAX:
                     key = cursor.key().partition(b"\0")[0]
@@ -196,7 +199,7 @@ class Index:
 
     def get_rows(self, row_keys: list[bytes]) -> dict[bytes, bytes]:
         """Those of `row_keys` (sorted) that are stored, sealed."""
-        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+        with self._reading, self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
             return dict(cursor.getmulti(row_keys))
 
     # Writing
@@ -224,7 +227,7 @@ class Index:
         high_water: int = (info["last_pgno"] + 1) * PAGE_BYTES
         if self.stuck_readers():
             return high_water
-        with self._env.begin() as txn:
+        with self._reading, self._env.begin() as txn:
             pages = 2 + _pages(self._env.stat())
             for db in (self._rows, *self._kinds.values()):
                 pages += _pages(txn.stat(db))
@@ -234,8 +237,11 @@ class Index:
         """Bytes that the data file takes on the disk."""
         return os.stat(self.data_file).st_blocks * 512
 
-    def stuck_readers(self, behind: int = 64) -> list[tuple[int, int]]:
-        """`(pid, transactions behind)` of readers that keep old pages from being used again."""
+    def stuck_readers(self, behind: int = 16) -> list[tuple[int, int]]:
+        """`(pid, transactions behind)` of readers that keep old pages from being used again.
+
+        No transaction of a client outlives a call, so 16 commits (0.8 s) are many.
+        """
         newest = self._env.info()["last_txnid"]
         found = []
         for line in self._env.readers().splitlines()[1:]:

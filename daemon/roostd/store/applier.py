@@ -189,6 +189,8 @@ class Applier:
         return self.room.used * 2 > self._index.size_max or self.room.disk_free < 1 << 30
 
     def _look(self) -> Room:
+        if self._index.stuck_readers():
+            self._index.reap_readers()  # one that died gives its pages back at once
         stat = os.statvfs(self._index.path)
         return Room(
             self._index.used_bytes(), stat.f_bavail * stat.f_frsize, self._index.stuck_readers()
@@ -208,7 +210,7 @@ class Applier:
                 self.problem = (
                     f"the index cannot take {len(batch.rows)} rows: {exc}; "
                     f"{room.used} of {self._index.size_max} bytes used, "
-                    f"{room.disk_free} bytes free on the disk"
+                    f"{room.disk_free} bytes free on the disk{self._holders()}"
                 )
                 self._index.reap_readers()
                 time.sleep(_RETRY_S)
@@ -217,6 +219,14 @@ class Applier:
                 self.room = self._look()
                 self.done.append(applied)
                 return
+
+    def _holders(self) -> str:
+        """Who keeps pages from being used again, in words."""
+        held = self._index.stuck_readers(behind=0)[:3]
+        return "".join(
+            f", pages held by reader process {pid}, {behind} transactions behind"
+            for pid, behind in held
+        )
 
     def _apply(self, batch: Batch) -> Applied:
         names = sorted(batch.rows)

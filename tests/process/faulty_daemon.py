@@ -1,0 +1,214 @@
+"""A roostd on a unix socket, under strace where calls are to fail, and clients that remember.
+
+Every client writes a register of its own (the number of its write) and adds 1 to a counter; it
+remembers what was acknowledged and what was sent.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hiredis
+from click.testing import CliRunner
+
+from roostd.cli.main import main
+
+POLICIES = """
+[visits]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "counter"
+"""
+REGISTER = "model_router_weights"
+SOAK = bool(os.environ.get("ROOST_TEST_SOAK"))
+ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
+START_S = 20
+
+
+def configure(home: Path) -> Path:
+    """`roost init`, with a counter's policy."""
+    done = CliRunner().invoke(main, ["init", str(home), "--node", "eu-1", "--region", "eu"])
+    assert done.exit_code == 0, done.output
+    with (home / "policies.toml").open("a") as policies:
+        policies.write(POLICIES)
+    return home
+
+
+class Client:
+    """One connection that sends a command and waits for its answer. OSError once it is cut."""
+
+    def __init__(self, home: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(20)
+        try:
+            self._socket.connect(str(home / "roost.sock"))
+        except OSError:
+            self._socket.close()
+            raise
+        self._reader = hiredis.Reader()
+
+    def ask(self, *words: Any) -> Any:
+        """The answer; an error answer is returned, not raised."""
+        return self.ask_all([words])[0]
+
+    def ask_all(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        self._socket.sendall(b"".join(map(hiredis.pack_command, commands)))
+        found: list[Any] = []
+        while len(found) < len(commands):
+            answer = self._reader.gets()
+            if answer is False:
+                data = self._socket.recv(1 << 16)
+                if not data:
+                    raise ConnectionResetError("the daemon closed the connection")
+                self._reader.feed(data)
+            else:
+                found.append(answer)
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class FaultyDaemon:
+    """A daemon's process; `inject` are strace's words for what is to go wrong."""
+
+    def __init__(self, home: Path, *inject: str, **environ: str) -> None:
+        self.home = home
+        self.log = home / "roostd.log"
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
+        strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]
+        for words in inject:
+            strace += ["-e", f"trace={words.partition(':')[0]}", "-e", f"inject={words}"]
+        command = [sys.executable, "-m", "roostd.cli.roostd", "--config", str(home / "roost.toml")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*(strace if inject else []), *command],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ANY_PORTS, "ROOST_LOG": "text", **environ},
+            )
+
+    def text(self) -> str:
+        """What this process has logged."""
+        return self.log.read_bytes()[self._log_from :].decode(errors="replace")
+
+    def ready(self) -> bool:
+        """Wait until it answers; False if it ended before."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                return False
+            try:
+                client = Client(self.home)
+                try:
+                    if client.ask("PING") == b"PONG":
+                        return True
+                finally:
+                    client.close()
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"not ready in {START_S} s: {self.text()}")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def __enter__(self) -> FaultyDaemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            # strace passes a SIGTERM on to nobody: end what it traces, it follows.
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for child in [int(child) for child in children] or [self.pid]:
+                os.kill(child, signal.SIGKILL)
+            self.process.wait()
+
+
+@dataclass
+class Known:
+    """What one client knows: of its register and its part of the counter."""
+
+    number: int
+    acknowledged: int = 0
+    sent: int = 0
+    added: int = 0
+    add_sent: int = 0
+    refusals: list[str] = field(default_factory=list)
+
+
+def load(home: Path, known: list[Known], stop: threading.Event) -> list[threading.Thread]:
+    """Let each client write until the daemon is gone or `stop` is set."""
+    threads = [threading.Thread(target=_write, args=(home, one, stop)) for one in known]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _write(home: Path, one: Known, stop: threading.Event) -> None:
+    try:
+        client = Client(home)
+    except OSError:
+        return
+    try:
+        while not stop.is_set():
+            number = one.sent = one.sent + 1
+            one.add_sent += 1
+            commands = [
+                ("SET", f"{REGISTER}:{one.number}", str(number)),
+                ("INCRBY", "visits:all", "1"),
+            ]
+            done, count = client.ask_all(commands)
+            if done == b"OK":
+                one.acknowledged = number
+            else:
+                one.refusals.append(str(done))
+            if isinstance(count, int):
+                one.added += 1
+            else:
+                one.refusals.append(str(count))
+    except OSError:
+        pass
+    finally:
+        client.close()
+
+
+def check(home: Path, known: list[Known]) -> None:
+    """Everything acknowledged is there, nothing that was not sent is; counted once."""
+    client = Client(home)
+    try:
+        for one in known:
+            found = int(client.ask("GET", f"{REGISTER}:{one.number}") or b"0")
+            assert one.acknowledged <= found <= one.sent, f"client {one}: {found}"
+            one.acknowledged = found
+        found = int(client.ask("GET", "visits:all") or b"0")
+        assert sum(k.added for k in known) <= found <= sum(k.add_sent for k in known), found
+        # What was unknown is known now.
+        for one in known:
+            one.added = one.add_sent = 0
+        known[0].added = known[0].add_sent = found
+    finally:
+        client.close()
+
+
+def why_no_faults() -> str:
+    """Why calls cannot be made to fail here; "" if they can."""
+    if shutil.which("strace") is None:
+        return "strace is not on this machine"
+    probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False)
+    return "strace may not trace here" if probe.returncode else ""

@@ -1,0 +1,186 @@
+"""Readers of shared memory that stop, die or take every slot: the daemon lives on and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+import roost
+
+from .faulty_daemon import REGISTER, SOAK, Client, FaultyDaemon, configure
+
+KILLED = 1_000 if SOAK else 100
+TOGETHER = 50
+SIZE = {"ROOST_STORE_SIZE_MAX": "32MiB", "ROOST_STORE_LOG_RETENTION": "4MiB"}
+
+READER = """
+import os, signal, sys, lmdb
+env = lmdb.open(sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024)
+rows = env.open_db(b"rows", create=False)
+held = [env.begin(rows) for _ in range(int(sys.argv[2]))] if sys.argv[2] != "fork" else []
+if sys.argv[2] == "fork":
+    env.close()
+    for _ in range(int(sys.argv[3])):
+        if os.fork() == 0:
+            env = lmdb.open(sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024)
+            txn = env.begin(env.open_db(b"rows", create=False))
+            txn.stat(env.open_db(b"rows", create=False))
+            os.write(1, b"+")
+            signal.pause()
+os.write(1, b"!")
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def client(running: FaultyDaemon) -> Iterator[Client]:
+    with closing(Client(running.home)) as connected:
+        yield connected
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[FaultyDaemon]:
+    with FaultyDaemon(configure(tmp_path / "eu"), **SIZE) as daemon:
+        assert daemon.ready(), daemon.text()
+        yield daemon
+
+
+def reader(home: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A process that holds read transactions of the index until it is killed or told to end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER, str(home / "data" / "index"), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    told = b""
+    while not told.endswith(b"!"):
+        byte = process.stdout.read(1)
+        assert byte, "the reader ended"
+        told += byte
+    return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+
+
+def churn(client: Client, *, seconds: float, keys: int = 150, size: int = 10_000) -> str:
+    """Overwrite the same keys until one write is refused for good; "" if none is."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        number += 1
+        key = f"{REGISTER}:{number % keys}"
+        answer = client.ask("SET", key, f"{number}:" + "x" * size)
+        if str(answer).startswith("FULL"):
+            return str(answer)
+        if str(answer).startswith("BUSY"):
+            time.sleep(0.01)
+        else:
+            assert answer == b"OK", answer
+    return ""
+
+
+def file_bytes(home: Path) -> int:
+    return (home / "data" / "index" / "data.mdb").stat().st_blocks * 512
+
+
+def test_a_stopped_reader_is_named_and_its_death_makes_room(
+    running: FaultyDaemon, client: Client
+) -> None:
+    assert not churn(client, seconds=1), "full without a reader"
+    process = reader(running.home, "1")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        refused = churn(client, seconds=30)
+        assert str(process.pid) in refused, refused or "never refused"
+        assert "transactions behind" in refused
+        assert "reads go on" in refused
+        assert client.ask("GET", f"{REGISTER}:1"), "reads do not go on"
+        before = file_bytes(running.home)
+    finally:
+        kill(process)
+    began = time.monotonic()
+    while client.ask("SET", f"{REGISTER}:back", "x" * 10_000) != b"OK":
+        assert time.monotonic() - began < 5, "a dead reader keeps its pages"
+        time.sleep(0.05)
+    assert not churn(client, seconds=1)
+    assert file_bytes(running.home) < before + (1 << 20)
+
+
+@pytest.mark.timeout(0 if SOAK else 120)
+def test_readers_killed_in_their_transactions(running: FaultyDaemon, client: Client) -> None:
+    """The file stays as large as it was, and the daemon reads."""
+    assert not churn(client, seconds=2)
+    before = file_bytes(running.home)
+    for _ in range(KILLED // TOGETHER):
+        process = reader(running.home, "fork", str(TOGETHER))
+        assert process.stdout is not None
+        kill(process)
+        refused = churn(client, seconds=0.3)
+        assert not refused, refused
+    refused = churn(client, seconds=1)
+    assert not refused, refused
+    assert file_bytes(running.home) < before + (8 << 20), "dead readers hold pages"
+    assert client.ask("GET", f"{REGISTER}:1")
+    with roost.connect(f"unix://{running.home}/roost.sock") as own:
+        assert own.get(f"{REGISTER}:1").source == "mmap"
+
+
+def test_reader_slots_used_up(running: FaultyDaemon, client: Client) -> None:
+    """The daemon has its slots from the start; other readers are answered by the socket."""
+    assert client.ask("SET", f"{REGISTER}:1", "one") == b"OK"
+    with ExitStack() as stack:
+        process = reader(running.home, "fork", "4")
+        stack.callback(kill, process)
+        held = hold_all(running.home)
+        stack.callback(kill, held)
+        assert client.ask("SET", f"{REGISTER}:1", "two") == b"OK"
+        assert client.ask("GET", f"{REGISTER}:1") == b"two"
+        assert client.ask("GET", f"{REGISTER}:never-asked-for") is None
+        with roost.connect(f"unix://{running.home}/roost.sock") as own:
+            shown = own.get(f"{REGISTER}:1")
+            assert (shown.value, shown.source) == ("two", "node")
+        assert not churn(client, seconds=1)
+        assert running.process.poll() is None
+
+
+HOLD = """
+import os, sys, threading, lmdb
+env = lmdb.open(sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024)
+held = []
+try:
+    while True:
+        held.append(env.begin())
+except lmdb.ReadersFullError:
+    os.write(1, b"!")
+sys.stdin.read()
+"""
+
+
+def hold_all(home: Path) -> subprocess.Popen[bytes]:
+    """Take every slot that is left."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home / "data" / "index")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"!"
+    return process
