@@ -21,6 +21,7 @@ from roostd.api.numbers import NotANumber
 from roostd.api.resp import encode
 from roostd.api.resp.parser import ProtocolFault, RequestParser
 from roostd.api.resp.table import COMMANDS, Command, RespError, unknown_command, wrong_arity
+from roostd.store import StoreFailed
 
 if TYPE_CHECKING:
     from roostd.api.operations import Operations
@@ -196,7 +197,11 @@ class Connection(asyncio.Protocol):
             if args is None:
                 break
             self.commands_run += 1
-            reply = self.execute(args)
+            try:
+                reply = self.execute(args)
+            except StoreFailed:
+                self.abort()  # the node is ending, and says why
+                return
             if type(reply) is bytes:
                 self.send(reply)
             else:
@@ -225,6 +230,9 @@ class Connection(asyncio.Protocol):
             return await reply
         except (RespError, RoostError, NotANumber, CorruptData) as error:
             return self.refusal(error)
+        except StoreFailed:
+            self.abort()
+            return b""
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
                 log.exception("a command failed; its connection is closed")
