@@ -46,7 +46,7 @@ def load(path: Path | None) -> list[Turn]:
     """
     if path is None:
         name = "the shipped transcript"
-        text = resources.files(__package__).joinpath("transcript.jsonl").read_text("utf-8")
+        text = resources.files("roostd.demo").joinpath("transcript.jsonl").read_text("utf-8")
     else:
         name = str(path)
         try:
