@@ -14,7 +14,7 @@ import msgspec
 from roost_crdt.document import Document, check_update, client_id
 from roost_crdt.errors import CorruptData, TooLarge
 from roost_crdt.fold import Fold
-from roost_crdt.home import Follow, Meta, Update, Whole, chain_next, succeed
+from roost_crdt.home import ACTOR_LEAP, Follow, Meta, Update, Whole, chain_next, succeed
 from roost_crdt.limits import Limits
 from roost_crdt.sessions.table import (
     Items,
@@ -129,11 +129,13 @@ class SessionCopy:
             fields = {**changes.fields, **changes.repairs}
             return self._step(update, changes.entries, fields, now_ms)
 
-    def enter_epoch(self, home: str, standby: str | None, now_ms: int, *, leap: int = 1) -> None:
+    def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
         """The next epoch, durable with the open group; the document changes its client id.
 
-        A former home that is home again has nothing left to merge into another.
+        A former home that is home again has nothing left to merge into another. A copy from
+        before a change of actors may be of a lost past, whose epochs must not come again.
         """
+        leap = 1 if self.meta.actor == self._actor else ACTOR_LEAP
         after = succeed(self.meta, home, standby, leap)
         self.set_meta(
             msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms, unmerged=False)
@@ -189,6 +191,7 @@ class SessionCopy:
                 turn=frame.turn,
                 used_ms=frame.at_ms,
                 held=True,
+                actor=self.meta.actor or self._actor,
             )
             self._fold_in(frame.entries, frame.fields)
             items = update_item(self.meta.sid, frame.n, frame.update)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgspec
 
 from roost_crdt.errors import NoSession
-from roost_crdt.home import ACTOR_LEAP, Epoch, Meta
+from roost_crdt.home import Epoch, Meta
 from roost_crdt.limits import Limits
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.table import SessionTable, head_key
@@ -80,8 +80,7 @@ class Shelf:
     def _enter_own_epoch(self, live: SessionCopy) -> None:
         """Before anything is written: under the old actor's epoch entries may exist elsewhere."""
         if live.meta.home == self.node and live.meta.actor != self.actor:
-            standby = live.meta.standby
-            live.enter_epoch(self.node, standby, self.now_ms(), leap=ACTOR_LEAP)
+            live.enter_epoch(self.node, live.meta.standby, self.now_ms())
 
     def adopt(self, live: SessionCopy) -> SessionCopy:
         """Keep a session in memory; the least used ones make room."""
