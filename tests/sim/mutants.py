@@ -17,7 +17,7 @@ from roost_crdt.hlc import Hlc
 from roost_crdt.home import Verdict, judge_update
 from roost_crdt.record import decode_record
 from roost_crdt.rows import counter
-from roost_crdt.sessions import intake, shelf, stream
+from roost_crdt.sessions import copy, intake, shelf, stream
 from roost_sim import disk, node, sessions, store
 
 Patch = tuple[Any, str, Any]
@@ -118,9 +118,9 @@ def _adopt_over_own_turns(self: Any, frame: Any) -> bool:
     return True
 
 
-def _own_epoch_unmerged(self: Any, home: Any, standby: Any, now_ms: int, *, leap: int = 1) -> None:
+def _own_epoch_unmerged(self: Any, home: Any, standby: Any, now_ms: int) -> None:
     unmerged = self.meta.unmerged
-    _enter_epoch(self, home, standby, now_ms, leap=leap)
+    _enter_epoch(self, home, standby, now_ms)
     self.set_meta(msgspec.structs.replace(self.meta, unmerged=unmerged))
 
 
@@ -165,7 +165,7 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
         (sessions.Sessions, "still_home", _nothing),
     ),
     "a new actor goes on in the old epoch": ((shelf.Shelf, "_enter_own_epoch", _nothing),),
-    "a new actor takes the next epoch": ((shelf, "ACTOR_LEAP", 1),),
+    "a new actor takes the next epoch": ((copy, "ACTOR_LEAP", 1),),
     "the clock does not follow what it sees": ((Hlc, "observe", _nothing),),
     "nothing is announced": (
         (outflow.Outflow, "announce", _nothing),
