@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest_asyncio
 
@@ -13,11 +14,11 @@ Start = Callable[..., Awaitable[Regions]]
 
 @pytest_asyncio.fixture
 async def start() -> AsyncIterator[Start]:
-    """Start regions by name: `regions = await start("eu", "us")`."""
+    """Start regions by name: `regions = await start("eu", "us")`; options are those of Regions."""
     started: list[Regions] = []
 
-    async def start_regions(*names: str) -> Regions:
-        regions = Regions(names)
+    async def start_regions(*names: str, **options: Any) -> Regions:
+        regions = Regions(names, **options)
         started.append(regions)
         await regions.start()
         return regions

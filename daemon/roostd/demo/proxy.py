@@ -4,8 +4,9 @@ Run as a process of its own, so that the delays do not share a loop with what is
 `python -m roostd.demo.proxy '[[port, target_port, one_way_ms, "eu", "us"], ...]'`. Commands come
 on standard input, a line each, and are answered by the same line:
 
-    cut NODE    nothing passes to or from NODE any more; what was under way is lost
-    heal NODE   connections of NODE are closed, new ones pass again
+    cut NODE [OTHER]    nothing passes to or from NODE (between the two) any more; what was under
+                        way is lost
+    heal NODE [OTHER]   those connections are closed, new ones pass again
 
 It ends when its standard input does, so that it never outlives the demo.
 """
@@ -143,9 +144,9 @@ async def main(spec: str) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     print("ready", flush=True)
     while line := (await commands.readline()).decode().strip():
-        verb, _, node = line.partition(" ")
+        verb, *nodes = line.split()
         for link in links:
-            if node in link.ends:
+            if link.ends.issuperset(nodes):
                 link.set_cut(verb == "cut")
         print(line, flush=True)
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,9 +84,16 @@ class Region:
 
 @dataclass
 class Regions:
-    """The whole set-up in one temporary folder; `close` leaves no process and no file."""
+    """The whole set-up in one temporary folder; `close` leaves no process and no file.
+
+    `pairs` are the regions that are linked (None = all with all); `settings` and `policies` are
+    put at the end of each region's roost.toml and policies.toml.
+    """
 
     names: tuple[str, ...]
+    pairs: Collection[tuple[str, str]] | None = None
+    settings: str = ""
+    policies: str = EXTRA_POLICIES
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="roost-demo-")))
     regions: dict[str, Region] = field(default_factory=dict)
     _proxy: asyncio.subprocess.Process | None = None
@@ -100,7 +108,7 @@ class Regions:
 
     async def start(self) -> None:
         """Write the configurations, start the proxy and all regions, wait until ready."""
-        pairs = [(a, b) for a in self.names for b in self.names if a != b]
+        pairs = [(a, b) for a in self.names for b in self.names if self._linked(a, b)]
         ports = free_ports(3 * len(self.names) + len(pairs))
         for name in self.names:
             resp, http, gossip = ports.pop(), ports.pop(), ports.pop()
@@ -111,7 +119,7 @@ class Regions:
             target = self.regions[b].gossip
             self._links.append((door, target, round_trip_ms(a, b) / 2, a, b))
         for name in self.names:
-            self._configure(name, {b: doors[name, b] for b in self.names if b != name})
+            self._configure(name, {b: doors[name, b] for b in self.names if (name, b) in doors})
         await self._start_proxy()
         await asyncio.gather(*(self.launch(name) for name in self.names))
 
@@ -151,13 +159,13 @@ class Regions:
             process.kill()
         await process.wait()
 
-    async def cut(self, name: str) -> None:
-        """Silence every link of a region."""
-        await self._command(f"cut {name}")
+    async def cut(self, *names: str) -> None:
+        """Silence every link of a region, or the one between two."""
+        await self._command(f"cut {' '.join(names)}")
 
-    async def heal(self, name: str) -> None:
-        """Let the links of a region carry again."""
-        await self._command(f"heal {name}")
+    async def heal(self, *names: str) -> None:
+        """Let the links of a region, or the one between two, carry again."""
+        await self._command(f"heal {' '.join(names)}")
 
     async def close(self) -> None:
         """Stop every process and remove every file."""
@@ -178,6 +186,9 @@ class Regions:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- inside ---
+
+    def _linked(self, a: str, b: str) -> bool:
+        return a != b and (self.pairs is None or (a, b) in self.pairs or (b, a) in self.pairs)
 
     async def _start_proxy(self) -> None:
         self._proxy = await asyncio.create_subprocess_exec(
@@ -208,7 +219,7 @@ class Regions:
         region.folder.mkdir()
         keys = region.folder / "keys"
         keyring.generate(keys, f"{region.node}-{secrets.token_hex(4)}")
-        (region.folder / "policies.toml").write_text(DEFAULT_POLICIES + EXTRA_POLICIES)
+        (region.folder / "policies.toml").write_text(DEFAULT_POLICIES + self.policies)
         neighbours = "".join(
             f'[[neighbour]]\nid = "{self.regions[other].node}"\nurl = "ws://127.0.0.1:{door}"\n'
             for other, door in doors.items()
@@ -239,7 +250,7 @@ size_max = "256MiB"
 log_retention = "64MiB"
 [access]
 policies = "policies.toml"
-"""
+{self.settings}"""
         )
 
 
