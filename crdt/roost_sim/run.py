@@ -134,7 +134,7 @@ class Run:
 
     def _build(self) -> None:
         plan = self.plan
-        names = list(REGIONS[: plan.nodes])
+        names: list[str] = [*REGIONS[: plan.nodes]]
         for name in names:
             self.nodes[name] = self._node(name)
         for a, b in edges_of(plan.topology, names, self.random):
