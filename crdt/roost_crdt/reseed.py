@@ -1,0 +1,255 @@
+"""Reseed: what a node wrote and others lack, written again onto the rows of a neighbour.
+
+A node that is behind what others collected may not merge: its rows could bring back the dead. It
+gives them up, takes a neighbour's, and writes what was its own again under a new actor. `rewrite`
+says what: increments by difference, adds as adds, registers and fields if they are newer, and
+resets, removals and clears as far as the neighbour's rows know what they observed. Stamps are new,
+so a stamp that was born far ahead is got rid of on the way.
+
+Where nothing was collected in between, the result shows what a plain join would have shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple
+
+from .hlc import Stamp
+from .rows import register
+from .rows.expiry import NO_EXPIRY
+from .rows.layout import (
+    HEAD,
+    TAG_ACTOR,
+    TAG_FIELD,
+    TAG_FIELD_COUNTER,
+    TAG_WINDOW,
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_REGISTER,
+    TYPE_SET,
+    VALUE,
+    Delta,
+    Part,
+    Row,
+    Rows,
+    StampReused,
+    actor_part,
+    birth_of,
+    field_counter_part,
+    field_of,
+    window_index,
+    window_part,
+)
+from .rows.leaf import KIND_DEAD
+
+__all__ = ["Lacking", "is_lacking", "rewrite"]
+
+_COUNTS: Final = (TAG_ACTOR, TAG_FIELD_COUNTER)
+
+
+class Lacking(NamedTuple):
+    """What the neighbour lacks of this node's writes."""
+
+    actors: Collection[int]
+    """Actors that this node wrote as."""
+    vv: Mapping[int, int]
+    """What the neighbour holds."""
+    stamp: Stamp
+    """Of the new write, under the new actor, above everything seen."""
+    bases: Mapping[Part, tuple[int, int]] = {}
+    """`(p, n)` of counter rows as the neighbour held them, where the log told."""
+
+    def has(self, hlc: int, actor: int) -> bool:
+        return actor in self.actors and hlc > self.vv.get(actor, 0)
+
+
+def is_lacking(part: Part, row: Row, type_code: int, lacking: Lacking) -> bool:
+    """Whether a row shows by itself that it holds a write that the neighbour lacks.
+
+    For rows whose records the log no longer holds: removals and resets do not show.
+    """
+    if type_code == TYPE_REGISTER:
+        return lacking.has(*row[:2]) or lacking.has(*row[4:6])
+    if part == HEAD:
+        return lacking.has(*row[-3:-1]) or (type_code == TYPE_MAP and lacking.has(*row[:2]))
+    if part[0] in _COUNTS or part[0] == TAG_WINDOW:
+        return _actor_of(part) in lacking.actors
+    if type_code == TYPE_SET:
+        return any(lacking.has(add, actor) for actor, add, _ in row[1])
+    return lacking.has(*row[:2])
+
+
+def rewrite(type_code: int, held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    """Rows to write over `held` (the neighbour's) for what `exported` (the own) adds."""
+    return _BY_TYPE[type_code](held, exported, lacking)
+
+
+def _register(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    mine, row = held.get(VALUE), exported.get(VALUE)
+    if row is None:
+        return {}
+    joined = row if mine is None else _joined(mine, row)
+    if lacking.has(*row[:2]) and joined[:2] == row[:2] and (mine is None or mine[:2] != row[:2]):
+        if row[2] == KIND_DEAD:
+            return {} if mine is None else {VALUE: (*lacking.stamp, *row[2:4], *NO_EXPIRY)}
+        expiry = (*lacking.stamp, joined[6]) if joined[6] else NO_EXPIRY
+        return {VALUE: (*lacking.stamp, *row[2:4], *expiry)}
+    if mine is not None and lacking.has(*row[4:6]) and joined[4:] == row[4:] != mine[4:]:
+        return {VALUE: (*mine[:4], *lacking.stamp, row[6])}
+    return {}
+
+
+def _joined(mine: Row, row: Row) -> Row:
+    try:
+        return register.join(mine, row)
+    except StampReused as reused:
+        kept: Row = reused.kept
+        return kept
+
+
+def _expiry(mine: Row | None, row: Row, lacking: Lacking) -> tuple[int, int, int]:
+    """The end of a head: the own expiry if it is newer and the neighbour lacks it."""
+    before: tuple[int, int, int] = NO_EXPIRY if mine is None else mine[-3:]
+    if lacking.has(*row[-3:-1]) and row[-3:-1] > before[:2]:
+        return (*lacking.stamp, row[-1])
+    return before
+
+
+def _plain_head(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    row, mine = exported.get(HEAD), held.get(HEAD)
+    if row is None:
+        return {}
+    expiry = _expiry(mine, row, lacking)
+    return {} if expiry == (mine or NO_EXPIRY) else {HEAD: expiry}
+
+
+def _actor_of(part: Part) -> int:
+    if part[0] == TAG_WINDOW:
+        return int.from_bytes(part[-8:], "big")
+    return int.from_bytes(part[-16:-8], "big")
+
+
+def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    """Resets as observed, and the own increments that the neighbour never had, in one new row."""
+    delta: Delta = {}
+    lost: dict[bytes | None, tuple[int, int]] = {}
+    for part, row in exported.items():
+        if part[0] not in _COUNTS:
+            continue
+        p, n, bp, bn = row
+        mine = held.get(part)
+        if mine is not None:
+            reset = (max(mine[2], min(bp, mine[0])), max(mine[3], min(bn, mine[1])))
+            if reset != mine[2:]:
+                delta[part] = (*mine[:2], *reset)
+        base = _base(part, mine, lacking)
+        if base is None:
+            continue
+        name = field_of(part) if part[0] == TAG_FIELD_COUNTER else None
+        up, down = lost.get(name, (0, 0))
+        lost[name] = (up + max(0, p - max(base[0], bp)), down + max(0, n - max(base[1], bn)))
+    hlc, actor = lacking.stamp
+    for name, (up, down) in lost.items():
+        if up or down:
+            part = actor_part(actor, hlc) if name is None else field_counter_part(name, actor, hlc)
+            delta[part] = (up, down, 0, 0)
+    return delta
+
+
+def _base(part: Part, mine: Row | None, lacking: Lacking) -> tuple[int, int] | None:
+    """What of an own row the neighbour has counted; None if nobody can tell."""
+    actor = _actor_of(part)
+    if actor not in lacking.actors:
+        return None
+    known = lacking.bases.get(part)
+    if mine is not None:
+        p, n = known or (0, 0)
+        return max(p, mine[0]), max(n, mine[1])
+    if birth_of(part) > lacking.vv.get(actor, 0):
+        return 0, 0
+    return known
+
+
+def _counter(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    return _plain_head(held, exported, lacking) | _counts(held, exported, lacking)
+
+
+def _set(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    delta: Delta = {}
+    hlc, actor = lacking.stamp
+    head, mine_head = exported.get(HEAD), held.get(HEAD)
+    cleared = dict(mine_head[0]) if mine_head else {}
+    own_cleared = dict(head[0]) if head else {}
+    if head is not None:
+        for seen, upto in own_cleared.items():
+            cleared[seen] = max(upto, cleared.get(seen, 0))
+        row = (tuple(sorted(cleared.items())), *_expiry(mine_head, head, lacking))
+        if row != mine_head:
+            delta[HEAD] = row
+    for part, exported_row in exported.items():
+        if part == HEAD:
+            continue
+        element, exported_dots = exported_row
+        mine = held.get(part)
+        dots = {dot[0]: dot for dot in mine[1]} if mine is not None else {}
+        added = False
+        for seen, add, rem in exported_dots:
+            if seen in dots:
+                _, known, removed = dots[seen]
+                dots[seen] = (seen, known, max(removed, min(rem, known)))
+            gone = max(rem, own_cleared.get(seen, 0))
+            added = added or (lacking.has(add, seen) and add > gone)
+        if added:
+            dots[actor] = (actor, hlc, dots[actor][2] if actor in dots else 0)
+        new = (element, tuple(sorted(dots.values())))
+        if dots and new != mine:
+            delta[part] = new
+    return delta
+
+
+def _map(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    delta = _counts(held, exported, lacking)
+    head, mine_head = exported.get(HEAD), held.get(HEAD)
+    clear: Stamp = mine_head[:2] if mine_head else (0, 0)
+    if head is not None:
+        if lacking.has(*head[:2]):
+            # A clear from the future would hide every later field.
+            clear = max(clear, min(head[:2], (lacking.stamp[0] - 1, head[1])))
+        row = (*clear, *_expiry(mine_head, head, lacking))
+        if row != (mine_head or (0, 0, *NO_EXPIRY)):
+            delta[HEAD] = row
+    for part, row in exported.items():
+        if part[0] != TAG_FIELD or not lacking.has(*row[:2]):
+            continue
+        mine = held.get(part)
+        newer = row[2] != KIND_DEAD if mine is None else row[:2] > mine[:2]
+        cleared = max((h[:2] for h in (head, mine_head) if h is not None), default=(0, 0))
+        if newer and row[:2] > cleared:
+            delta[part] = (*lacking.stamp, *row[2:])
+    return delta
+
+
+def _rate(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    delta = _plain_head(held, exported, lacking)
+    actor = lacking.stamp[1]
+    lost: dict[Part, Row] = {}
+    for part, (n, taken, window_ms) in exported.items():
+        if part[0] != TAG_WINDOW or _actor_of(part) not in lacking.actors:
+            continue
+        mine = held.get(part)
+        count = n - max(taken, mine[0] if mine is not None else 0)
+        if count > 0:
+            new = window_part(window_index(part), actor)
+            before = lost.get(new) or held.get(new) or (0, 0, window_ms)
+            lost[new] = (before[0] + count, before[1], window_ms)
+    return delta | lost
+
+
+_BY_TYPE: Final[dict[int, Callable[[Rows, Rows, Lacking], Delta]]] = {
+    TYPE_REGISTER: _register,
+    TYPE_COUNTER: _counter,
+    TYPE_SET: _set,
+    TYPE_MAP: _map,
+    TYPE_RATE: _rate,
+}

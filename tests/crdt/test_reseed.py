@@ -1,0 +1,189 @@
+"""Reseed: written again, the own writes show what a join would have shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roost_crdt import values
+from roost_crdt.hlc import hlc_from_ms
+from roost_crdt.reseed import Lacking, is_lacking, rewrite
+from roost_crdt.rows import Delta, Rows, counter, join_delta, rate, register
+from roost_crdt.rows import map as map_rows
+from roost_crdt.rows import set as set_rows
+from roost_crdt.rows.layout import (
+    HEAD,
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_REGISTER,
+    TYPE_SET,
+    VALUE,
+)
+
+ME, PEER, NEW = 1, 2, 9
+NOW_MS = 1_000
+Op = Callable[[Random, Rows, tuple[int, int], dict[int, int]], Delta]
+
+
+def register_op(random: Random, rows: Rows, stamp: tuple[int, int], vv: dict[int, int]) -> Delta:
+    kind = random.randrange(3)
+    if kind == 0:
+        return register.delete(rows, stamp)
+    if kind == 1:
+        return register.expire(rows, stamp, random.choice((0, 5_000)))
+    return register.put(rows, b"%d" % stamp[0], stamp)
+
+
+def counter_op(random: Random, rows: Rows, stamp: tuple[int, int], vv: dict[int, int]) -> Delta:
+    kind = random.randrange(5)
+    if kind == 0:
+        return counter.delete(rows, stamp, NOW_MS)
+    if kind == 1:
+        return counter.assign(rows, random.randrange(9), stamp, NOW_MS)
+    return counter.add(rows, random.randrange(-5, 9), stamp, NOW_MS)
+
+
+def set_op(random: Random, rows: Rows, stamp: tuple[int, int], vv: dict[int, int]) -> Delta:
+    kind = random.randrange(5)
+    element = random.choice((b"a", b"b", b"c"))
+    if kind == 0:
+        return set_rows.delete(rows, vv, stamp)
+    if kind == 1:
+        return set_rows.remove(rows, [element], NOW_MS)
+    return set_rows.add(rows, [element], stamp, NOW_MS, vv=vv)
+
+
+def map_op(random: Random, rows: Rows, stamp: tuple[int, int], vv: dict[int, int]) -> Delta:
+    kind = random.randrange(6)
+    field = random.choice((b"a", b"b"))
+    if kind == 0:
+        return map_rows.delete(rows, stamp)
+    if kind == 1:
+        return map_rows.remove(rows, [field, b"n"], stamp)
+    if kind == 2:
+        return map_rows.add(rows, b"n", random.randrange(1, 9), stamp, NOW_MS)
+    return map_rows.put(rows, {field: b"%d" % stamp[0]}, stamp, NOW_MS)
+
+
+def shown(type_code: int, rows: Rows) -> object:
+    if type_code == TYPE_REGISTER:
+        ends_ms = values.expires_ms(type_code, rows, NOW_MS)
+        return values.register_value(rows, NOW_MS), ends_ms
+    if type_code == TYPE_COUNTER:
+        return values.counter_value(rows, NOW_MS)
+    if type_code == TYPE_SET:
+        return values.set_members(rows, NOW_MS)
+    return values.map_fields(rows, NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("type_code", "op"),
+    [
+        (TYPE_REGISTER, register_op),
+        (TYPE_COUNTER, counter_op),
+        (TYPE_SET, set_op),
+        (TYPE_MAP, map_op),
+    ],
+)
+@given(seed=st.integers(0, 1 << 32))
+@settings(max_examples=300, deadline=None)
+def test_nothing_collected_the_result_is_that_of_a_join(type_code: int, op: Op, seed: int) -> None:
+    random = Random(seed)
+    common: Rows = {}
+    vv: dict[int, int] = {}
+    hlc = 0
+    for _ in range(random.randrange(4)):
+        hlc, actor = hlc + 1, random.choice((ME, PEER))
+        delta = op(random, common, (hlc, actor), vv)
+        common |= delta
+        if delta:
+            vv[actor] = hlc
+    sides = {ME: dict(common), PEER: dict(common)}
+    vvs = {ME: dict(vv), PEER: dict(vv)}
+    touched: set[bytes] = set()
+    for _ in range(random.randrange(1, 8)):
+        hlc, actor = hlc + 1, random.choice((ME, PEER))
+        delta = op(random, sides[actor], (hlc, actor), vvs[actor])
+        sides[actor] |= delta
+        if delta:
+            vvs[actor][actor] = hlc
+        if actor == ME:
+            touched |= delta.keys()
+    exported = {part: row for part, row in sides[ME].items() if part in touched}
+    held = sides[PEER]
+    lacking = Lacking((ME,), vvs[PEER], (hlc + 1, NEW))
+    wanted = {**held, **join_delta(type_code, held, exported)}
+    written = rewrite(type_code, held, exported, lacking)
+    got = {**held, **written}
+    assert join_delta(type_code, held, written) == dict(written), "only grows"
+    assert shown(type_code, got) == shown(type_code, wanted)
+
+
+def test_increments_by_difference_where_the_row_was_collected() -> None:
+    rows = counter.add({}, 5, (10, ME), 0)
+    rows |= counter.add(rows, 3, (20, ME), 0)
+    (part,) = rows
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW), {part: (5, 0)})
+    (count,) = rewrite(TYPE_COUNTER, {}, rows, lacking).values()
+    assert count == (3, 0, 0, 0)
+    assert rewrite(TYPE_COUNTER, {}, rows, lacking._replace(bases={})) == {}, "cannot be told"
+    (born,) = rewrite(TYPE_COUNTER, {}, rows, lacking._replace(vv={ME: 9}, bases={})).values()
+    assert born == (8, 0, 0, 0)
+
+
+def test_a_register_that_was_collected_is_written_again_and_a_tombstone_is_not() -> None:
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+    put = register.put({}, b"v", (20, ME), 7_000)
+    assert rewrite(TYPE_REGISTER, {}, put, lacking) == {VALUE: (50, NEW, 1, b"v", 50, NEW, 7_000)}
+    assert rewrite(TYPE_REGISTER, {}, register.delete(put, (21, ME)), lacking) == {}
+    assert rewrite(TYPE_REGISTER, {}, register.put({}, b"v", (9, ME)), lacking) == {}
+    assert rewrite(TYPE_REGISTER, {}, {}, lacking) == {}
+
+
+def test_a_stamp_from_the_future_is_got_rid_of() -> None:
+    lacking = Lacking((ME,), {}, (50, NEW))
+    put = register.put({}, b"v", (9_000, ME))
+    assert rewrite(TYPE_REGISTER, {}, put, lacking)[VALUE][:2] == (50, NEW)
+    fields = map_rows.put({}, {b"f": b"1"}, (8_000, ME), 0)
+    fields |= map_rows.delete(fields, (9_000, ME))
+    fields |= map_rows.put(fields, {b"g": b"2"}, (9_001, ME), 0)
+    written = rewrite(TYPE_MAP, {}, fields, lacking)
+    assert values.map_fields(written, 0) == {b"g": b"2"}
+    assert written[HEAD][:2] < (50, NEW)
+
+
+def test_rates_and_expiries_are_written_again() -> None:
+    lacking = Lacking((ME,), {}, (hlc_from_ms(60), NEW))
+    rows = rate.add({}, 3, (hlc_from_ms(50), ME), 50, 10)
+    rows |= rate.expire(rows, (hlc_from_ms(51), ME), 500)
+    written = rewrite(TYPE_RATE, {}, rows, lacking)
+    assert values.rate_estimate(written, 50, 10) == 3
+    assert written[HEAD] == (*lacking.stamp, 500)
+    assert rewrite(TYPE_RATE, rows, rows, lacking) == {}
+    elements = set_rows.add({}, [b"e"], (20, ME), 0)
+    elements |= set_rows.expire(elements, (21, ME), 500)
+    assert rewrite(TYPE_SET, {}, elements, lacking)[HEAD] == ((), *lacking.stamp, 500)
+
+
+def test_what_rows_show_by_themselves() -> None:
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+    for type_code, old, new in (
+        (TYPE_REGISTER, register.put({}, b"v", (9, ME)), register.put({}, b"v", (11, ME))),
+        (TYPE_SET, set_rows.add({}, [b"e"], (9, ME), 0), set_rows.add({}, [b"e"], (11, ME), 0)),
+        (
+            TYPE_MAP,
+            map_rows.put({}, {b"e": b""}, (9, ME), 0),
+            map_rows.put({}, {b"e": b""}, (11, ME), 0),
+        ),
+        (TYPE_COUNTER, counter.add({}, 1, (11, PEER), 0), counter.add({}, 1, (11, ME), 0)),
+    ):
+        assert not any(is_lacking(p, row, type_code, lacking) for p, row in old.items())
+        assert all(is_lacking(p, row, type_code, lacking) for p, row in new.items())
+    assert is_lacking(HEAD, (11, ME, 0, 0, 0), TYPE_MAP, lacking)
+    assert is_lacking(HEAD, (11, ME, 500), TYPE_COUNTER, lacking)
+    assert not is_lacking(HEAD, (11, PEER, 500), TYPE_COUNTER, lacking)
