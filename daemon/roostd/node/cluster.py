@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from roost_crdt.errors import Busy
 from roost_crdt.limits import Limits
 from roost_crdt.record import Record
 from roostd import wire
@@ -12,6 +13,7 @@ from roostd.gossip import Gossip
 from roostd.node.collector import Collector
 from roostd.node.groups import Groups
 from roostd.node.members import Members
+from roostd.node.reseeding import Reseeding
 from roostd.store import Store
 
 __all__ = ["Membership"]
@@ -30,6 +32,7 @@ class Membership:
         committed: Callable[[Record], None],
         now_ms: Callable[[], int],
         limits: Limits,
+        new_actor: Callable[[int], None],
     ) -> None:
         replica = gossip.replica
         groups.flush()
@@ -54,9 +57,42 @@ class Membership:
             now_ms=now_ms,
             limits=limits,
         )
+        self.reseeding = Reseeding(
+            node,
+            store=store,
+            replica=replica,
+            roster=self.members.roster,
+            committed=committed,
+            flush=groups.flush,
+            now_ms=now_ms,
+            emptied=self._emptied,
+        )
+        self._new_actor = new_actor
         store.on_flush.append(self.members.changed)
 
+    def reseed(self, peer: str, vv: Mapping[int, int]) -> None:
+        """This node is behind what a neighbour (that holds `vv`) has collected, or was removed."""
+        self.reseeding.trigger(peer, vv)
+        self.collector.collection.end()
+
+    def _emptied(self, actor: int) -> None:
+        self.members.load()
+        self._new_actor(actor)
+
+    def admit(self) -> None:
+        """Raise Busy while own writes have to wait for a reseed."""
+        if self.reseeding.stage:
+            raise Busy(
+                "this node was away for too long and takes its neighbours' rows now; write at "
+                "another one, or try again",
+                retry_after_ms=1_000,
+            )
+
     def tick(self) -> None:
+        """Called every quarter of a second."""
+        if self.reseeding.stage:
+            self.reseeding.tick()
+            return
         if not self._gossip.replica.clock_refused():
             self.members.tick()
         self.collector.tick()

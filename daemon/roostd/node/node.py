@@ -33,6 +33,7 @@ from roostd.node.cluster import Membership
 from roostd.node.collector import keep_floor, load_floor
 from roostd.node.groups import Groups
 from roostd.node.identity import Identity
+from roostd.node.issuers import KEYS_OF, Issuers
 from roostd.node.keys import Keys
 from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
@@ -175,6 +176,7 @@ class Node:
                 link_down=self._link_down,
                 session=self._session_frame,
                 rollback=self.identity.rollback,
+                reseed=lambda peer, vv: self.membership.reseed(peer, vv),
                 chain=self.identity.keep_chain,
                 head_of=self.identity.chain_of,
                 check_greeting=self.identity.check_greeting,
@@ -193,6 +195,7 @@ class Node:
             committed=self._committed,
             now_ms=self.now_ms,
             limits=self.limits,
+            new_actor=lambda actor: self.shelf.renew(actor),
         )
 
     def _wire_keys(self) -> None:
@@ -257,12 +260,23 @@ class Node:
             now_ms=self.now_ms,
             ttl_ms=lambda: session_ttl_ms(self.policies),
         )
+        self.issuers = Issuers(
+            self.keyring,
+            node=config.node.id,
+            call=self._forward,
+            neighbours=lambda: [link.peer for link in self.gossip.links() if link.state == "up"],
+            beyond=self.gossip.beyond,
+            keep=self.identity.keep_keys,
+            now_ms=self.now_ms,
+        )
+        self.rpc.register(KEYS_OF, self.issuers.answer)
         self.sessions = Sessions(
             Context(
                 shelf=self.shelf,
                 cluster=config.node.cluster,
                 policies=lambda: self.policies,
                 keyring=self.keyring,
+                verify=self.issuers.verify,
                 neighbours=Links(self.gossip, self.rpc),
                 durable=self.groups.durable,
                 token_ttl_s=config.token.ttl_s,
@@ -283,6 +297,7 @@ class Node:
             await asyncio.gather(self._ticking, return_exceptions=True)
         await self.quotas.stop()
         await self.sessions.stop()
+        await self.issuers.stop()
         await self.consensus.stop()
         await self.gossip.stop()
         await self.rpc.stop()
@@ -344,6 +359,8 @@ class Node:
             return False, "starting"
         if self._stopped.done():
             return False, "the store has failed"
+        if self.membership.reseeding.stage:
+            return False, "joining again"
         return True, "ready"
 
     def hello(self) -> dict[str, Any]:
@@ -409,6 +426,7 @@ class Node:
 
     def _admit(self) -> None:
         """Refuse own global writes while most neighbours say that this clock is far ahead."""
+        self.membership.admit()
         if self.gossip.replica.clock_refused():
             ahead_ms = self.gossip.replica.clock_offset_ms()
             raise Busy(
@@ -462,6 +480,7 @@ class Node:
         while True:
             await asyncio.sleep(TICK_S)
             self.sessions.tick()
+            self.issuers.tick()
             self.membership.tick()
             if not self.groups.pending:
                 self.sessions.delivery.after_flush()

@@ -1,0 +1,322 @@
+"""Reseed at this node, a step each tick; every step is durable before the next one begins.
+
+    export   own writes that the neighbour lacks are copied into META (`reseed/NUMBER`)
+    wipe     marker in META; every replicated row is dropped, a new actor taken, the vector emptied
+    join     links come back; a neighbour's rows and records arrive as at a new node
+    write    each page of the export is written again and deleted in one group; the marker goes
+
+A crash before the marker leaves everything as it was; after it the start goes on where it stopped.
+Sessions, spends and the outbox are of other kinds and stay. Own writes are refused meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+
+import msgspec
+
+from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.logformat import KIND_META
+from roost_crdt.members import Roster, covers
+from roost_crdt.record import Record, RowOp, decode_record
+from roost_crdt.replica import Replica
+from roost_crdt.reseed import Lacking, is_lacking, rewrite
+from roost_crdt.rows import Delta, decode_row
+from roost_crdt.rows.layout import (
+    RESERVED,
+    TAG_ACTOR,
+    TAG_FIELD_COUNTER,
+    Part,
+    split_row_key,
+)
+from roostd.node.collector import GC_FLOOR
+from roostd.store import Store
+
+log = logging.getLogger("roostd.node.reseed")
+
+MARKER = b"reseed"
+PAGES = b"reseed/"
+_PAGE_BYTES = 512 << 10
+_READ_BYTES = 1 << 20
+_SCAN_BYTES = 256 << 10
+_BACK_MAX = 10_000
+"""Records looked at for what a counter was when the neighbour saw it last."""
+
+
+class Marker(msgspec.Struct, array_like=True, frozen=True):
+    """What the start has to know to go on."""
+
+    stage: str
+    peer: str
+    vv: dict[int, int]
+    """What the neighbour held: joined again once this is covered."""
+    actors: tuple[int, ...]
+    """Own actors, all given up; the last of them wrote newest."""
+
+
+class Exported(msgspec.Struct, array_like=True, frozen=True):
+    """Rows of one key, and what the neighbour had of its counters."""
+
+    key: bytes
+    type: int
+    rows: list[tuple[bytes, bytes]]
+    bases: dict[bytes, tuple[int, int]]
+
+
+_decode_marker = msgspec.msgpack.Decoder(Marker).decode
+_decode_page = msgspec.msgpack.Decoder(list[Exported]).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Reseeding:
+    """One reseed after another, if it must be."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        store: Store,
+        replica: Replica,
+        roster: Roster,
+        committed: Callable[[Record], None],
+        flush: Callable[[], None],
+        now_ms: Callable[[], int],
+        emptied: Callable[[int], None],
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`emptied` is told the new actor once nothing replicated is held any more."""
+        self._node = node
+        self._store = store
+        self._replica = replica
+        self._roster = roster
+        self._committed = committed
+        self._flush = flush
+        self._now_ms = now_ms
+        self._emptied = emptied
+        self._random_bytes = random_bytes
+        self._trigger: tuple[str, dict[int, int]] | None = None
+        raw = store.get(KIND_META, MARKER)
+        self._marker = None if raw is None else _decode_marker(raw)
+        if self._marker is not None and self._marker.stage == "wipe":
+            replica.give_up()
+
+    @property
+    def stage(self) -> str:
+        """ "": nothing is under way."""
+        if self._marker is not None:
+            return self._marker.stage
+        return "export" if self._trigger is not None else ""
+
+    def trigger(self, peer: str, vv: Mapping[int, int]) -> None:
+        """This node is behind what `peer` has collected (or was removed); `vv` is what it holds."""
+        if self.stage in ("export", "wipe"):
+            return
+        log.warning("this node gives up its rows and takes those of %s", peer)
+        self._replica.give_up()
+        if self._marker is None:
+            self._trigger = peer, dict(vv)
+        else:  # once more, before it had joined again; the export is as it was
+            self._mark(Marker("wipe", peer, dict(vv), (*self._marker.actors, self._store.actor)))
+
+    def tick(self) -> None:
+        """The next step. A refused write is tried again."""
+        try:
+            if self.stage in ("export", "wipe"):
+                if not self._replica.peers:
+                    self._give_up()
+            elif self._marker is not None:
+                self._join(self._marker)
+        except RoostError as error:
+            log.warning("reseed goes on later: %s", error)
+
+    def _give_up(self) -> None:
+        self._flush()
+        if self._marker is None:
+            self._export()
+        else:
+            self._wipe(self._marker)
+
+    def _mark(self, marker: Marker | None) -> None:
+        self._store.put(KIND_META, {MARKER: None if marker is None else _encode(marker)})
+        self._marker = marker
+
+    # -- export
+
+    def _export(self) -> None:
+        assert self._trigger is not None
+        peer, vv = self._trigger
+        mine = self._roster.nodes.get(self._node)
+        known = () if mine is None else (*mine.retired, mine.actor)
+        actors = (*dict.fromkeys(a for a in known if a != self._store.actor), self._store.actor)
+        lacking = Lacking(frozenset(actors), vv, (0, 0))
+        touched: dict[bytes, set[Part]] = {}
+        for actor in actors:
+            if self._store.vv.get(actor, 0) > vv.get(actor, 0):
+                self._touched(actor, lacking, touched)
+        for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
+            self._store.put(KIND_META, {name: None})  # of an export that was not finished
+        bases = self._bases(lacking, touched)
+        for number, page in enumerate(self._pages(touched, bases)):
+            self._store.put(KIND_META, {PAGES + b"%08d" % number: _encode(page)})
+            self._flush()
+        self._mark(Marker("wipe", peer, vv, actors))
+        self._trigger = None
+        self._flush()
+        log.warning("exported %d keys of own writes that %s lacks", len(touched), peer)
+
+    def _touched(self, actor: int, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
+        """Rows that records of an own actor wrote and the neighbour lacks."""
+        after = lacking.vv.get(actor, 0)
+        while after < self._store.vv.get(actor, 0):
+            raws = self._store.records_after(actor, after, _READ_BYTES)
+            if not raws:
+                self._shown(lacking, touched)
+                return
+            for raw in raws:
+                record = decode_record(raw, body_bytes_max=len(raw))
+                _touch(record.ops, touched)
+                after = record.hlc
+
+    def _shown(self, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
+        """The log is too short: what rows show by themselves."""
+        after = b""
+        while page := self._store.scan_rows(after, _SCAN_BYTES):
+            after = page[-1].row_key
+            for op in page:
+                part = split_row_key(op.row_key)[1]
+                row = decode_row(op.type, part, op.body)
+                if is_lacking(part, row, op.type, lacking):
+                    _touch((op,), touched)
+
+    def _bases(
+        self, lacking: Lacking, touched: Mapping[bytes, set[Part]]
+    ) -> dict[bytes, tuple[int, int]]:
+        """(p, n) of touched own counter rows in the last record that the neighbour holds."""
+        wanted = {
+            key + b"\0" + part
+            for key, parts in touched.items()
+            for part in parts
+            if part[0] in (TAG_ACTOR, TAG_FIELD_COUNTER)
+        }
+        found: dict[bytes, tuple[int, int]] = {}
+        for actor in lacking.actors:
+            upto = lacking.vv.get(actor, 0)
+            for record in self._back(actor, upto):
+                for op in record.ops:
+                    if op.row_key in wanted and op.row_key not in found:
+                        row = decode_row(op.type, split_row_key(op.row_key)[1], op.body)
+                        found[op.row_key] = row[0], row[1]
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    def _back(self, actor: int, hlc: int) -> Iterator[Record]:
+        """Records of an own actor, from the one that ends at `hlc` backwards."""
+        for _ in range(_BACK_MAX):
+            raws = self._store.records_after(actor, hlc - 1, 1) if hlc > 0 else None
+            if not raws:
+                return
+            record = decode_record(raws[0], body_bytes_max=len(raws[0]))
+            if record.hlc != hlc:
+                return
+            yield record
+            hlc = record.prev_hlc
+
+    def _pages(
+        self, touched: Mapping[bytes, set[Part]], bases: Mapping[bytes, tuple[int, int]]
+    ) -> Iterator[list[Exported]]:
+        page: list[Exported] = []
+        size = 0
+        for key, parts in sorted(touched.items()):
+            one = self._exported(key, parts, bases)
+            if one is None:
+                continue
+            size += sum(len(part) + len(body) for part, body in one.rows)
+            page.append(one)
+            if size >= _PAGE_BYTES:
+                yield page
+                page, size = [], 0
+        if page:
+            yield page
+
+    def _exported(
+        self, key: bytes, parts: set[Part], bases: Mapping[bytes, tuple[int, int]]
+    ) -> Exported | None:
+        rows: list[tuple[bytes, bytes]] = []
+        type_code = 0
+        for op in self._rows_of(key):
+            part = op.row_key[len(key) + 1 :]
+            if part in parts:
+                type_code = op.type
+                rows.append((part, op.body))
+        if not rows or key.startswith(RESERVED):
+            return None
+        known = {part: bases[key + b"\0" + part] for part in parts if key + b"\0" + part in bases}
+        return Exported(key, type_code, rows, known)
+
+    def _rows_of(self, key: bytes) -> Iterator[RowOp]:
+        after = key + b"\0"
+        while page := self._store.scan_rows(after, _SCAN_BYTES):
+            for op in page:
+                if not op.row_key.startswith(key + b"\0"):
+                    return
+                yield op
+            after = page[-1].row_key
+
+    # -- wipe
+
+    def _wipe(self, marker: Marker) -> None:
+        page = self._store.scan_rows(b"", _SCAN_BYTES)
+        if page:
+            self._store.drop_rows([op.row_key for op in page])
+            return
+        if self._store.actor in marker.actors:
+            self._store.renew_actor(self._random_bytes)
+        self._store.drop_rows([], vv={})
+        self._store.put(KIND_META, {GC_FLOOR: None})
+        self._mark(msgspec.structs.replace(marker, stage="join"))
+        self._flush()
+        self._replica.reseeded(self._store.actor)
+        self._emptied(self._store.actor)
+        log.warning("rows are given up; this node joins again as actor %016x", self._store.actor)
+
+    # -- join and write
+
+    def _join(self, marker: Marker) -> None:
+        if self._replica.takes_rows or not covers(self._store.vv, marker.vv):
+            return
+        pages = self._store.scan(KIND_META, PAGES, b"", 1)
+        if not pages:
+            self._mark(None)
+            log.warning("this node has joined again")
+            return
+        name, raw = pages[0]
+        stamp = self._store.stamp(self._now_ms())
+        lacking = Lacking(frozenset(marker.actors), marker.vv, stamp)
+        ops = list(chain.from_iterable(self._again(one, lacking) for one in _decode_page(raw)))
+        if ops:
+            self._committed(self._store.commit(stamp, ops))
+        self._store.put(KIND_META, {name: None})
+
+    def _again(self, one: Exported, lacking: Lacking) -> Iterator[tuple[bytes, int, Delta]]:
+        try:
+            held = self._store.key_rows(one.key)
+        except CorruptData:
+            log.exception("own writes to %r cannot be written again", one.key)
+            return
+        if held.type not in (0, one.type):
+            log.error("own writes to %r are of another type than its rows now", one.key)
+            return
+        rows = {part: decode_row(one.type, part, body) for part, body in one.rows}
+        delta = rewrite(one.type, held.rows, rows, lacking._replace(bases=one.bases))
+        if delta:
+            yield one.key, one.type, delta
+
+
+def _touch(ops: tuple[RowOp, ...], touched: dict[bytes, set[Part]]) -> None:
+    for op in ops:
+        key, part = split_row_key(op.row_key)
+        touched.setdefault(key, set()).add(part)
