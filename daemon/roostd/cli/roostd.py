@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -32,6 +33,9 @@ __all__ = ["main"]
 DEFAULT_CONFIG: Final = Path("/etc/roost/roost.toml")
 DRAIN_S: Final = 8.0
 """Draining may take so long at a stop; what is left then is taken over by the standbys."""
+
+COLLECT_THRESHOLDS: Final = (2_000, 10, 1_000)
+"""Python's own are (700, 10, 10); measured by bench/gc_pauses.py, see docs/DECISIONS.md."""
 
 log = logging.getLogger("roostd")
 
@@ -118,6 +122,7 @@ class _Process:
             stack.push_async_callback(faces.stop)
             watchdog = asyncio.create_task(self.notifier.feed_watchdog())
             stack.callback(watchdog.cancel)
+            tune_collector()
             self.notifier.ready(f"node {self.config.node.id} serves")
             log.info(
                 "serves", extra={"node": self.config.node.id, "region": self.config.node.region}
@@ -189,6 +194,17 @@ class _Process:
         else:
             log.info("reloaded policies, keys and credentials")
             self.notifier.ready(f"node {self.config.node.id} serves")
+
+
+def tune_collector() -> None:
+    """Keep Python's cyclic collector from stopping the loop; call once all is set up.
+
+    What a start made lives as long as the process and is not looked at again. Cached rows are many
+    and form no cycles: full collections, which walk all of them, come some 300 times more rarely.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_THRESHOLDS)
 
 
 def _raise_file_limit() -> None:
