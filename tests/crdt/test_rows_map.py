@@ -239,3 +239,10 @@ def test_impossible_rows_are_refused(part: bytes, row: tuple[object, ...]) -> No
 )
 def test_rows_come_back_as_they_were(part: bytes, row: tuple[object, ...]) -> None:
     assert decode_row(TYPE_MAP, part, encode_row(TYPE_MAP, part, row)) == row
+
+
+def test_an_actor_adds_to_rows_of_its_own_only() -> None:
+    others = maps.add({}, b"n", 5, (1, B), 0)
+    delta = maps.add(others, b"n", 3, (2, A), 0)
+    assert not others.keys() & delta.keys(), "A and B differ in their last byte"
+    assert maps.add({**others, **delta}, b"n", 1, (3, A), 0).keys() == delta.keys()

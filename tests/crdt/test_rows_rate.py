@@ -127,3 +127,11 @@ def test_impossible_rows_are_refused(part: bytes, row: tuple[int, ...]) -> None:
 def test_rows_come_back_as_they_were() -> None:
     for part, row in ((window_part(10, A), (5, 1, W)), (HEAD, (1, A, 5))):
         assert decode_row(TYPE_RATE, part, encode_row(TYPE_RATE, part, row)) == row
+
+
+def test_a_window_beyond_the_clocks_end_is_refused() -> None:
+    last = ((1 << 48) - 1) // 60_000
+    body = encode_row(TYPE_RATE, window_part(last, A), (1, 0, 60_000))
+    assert decode_row(TYPE_RATE, window_part(last, A), body) == (1, 0, 60_000)
+    with pytest.raises(CorruptData, match="no possible shape"):
+        decode_row(TYPE_RATE, window_part(last + 1, A), body)
