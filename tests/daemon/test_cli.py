@@ -37,6 +37,7 @@ TALKING = [
     ["quota", "forfeit", "k", "n"],
     ["token", "issue"],
     ["member", "list"],
+    ["member", "remove", "n"],
     ["drain"],
 ]
 

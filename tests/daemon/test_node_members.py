@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
+from api_node import served
 from cluster_kit import cluster, linked, make, rows_of, same, start, until
 
 from roost_crdt.errors import BadRequest
-from roost_crdt.members import covers
+from roost_crdt.members import Member, covers
 
 
 async def test_what_was_deleted_is_collected_at_every_member(tmp_path: Path) -> None:
@@ -96,6 +98,22 @@ async def test_a_new_life_after_collection_outlives_an_old_expiry_elsewhere(
         a.keys.add(b"set:x", [b"f"])
         await until(lambda: b.keys.count(b"cnt:x") == 2)
         await until(lambda: b.keys.members(b"set:x") == [b"f"])
+
+
+async def test_members_are_listed_and_removed_through_a_face(tmp_path: Path) -> None:
+    async with served(tmp_path) as running:
+        await until(lambda: running.node.membership.listed())
+        client = await running.client(resp3=True)
+        (member,) = json.loads((await client.do("ROOST.MEMBERS"))[b"members_json"])
+        assert member["node"] == "eu-1"
+        assert member["actor"] == f"{running.node.store.actor:016x}"
+        running.node.membership.members._write_member(Member("lost", 7, (), {}, 0))
+        assert (await client.do("ROOST.MEMBER", "REMOVE", "lost"))[b"actor"] == b"%016x" % 7
+        assert running.node.gossip.replica.removed == {7}
+        again = await client.do("ROOST.MEMBER", "REMOVE", "lost")
+        assert "is no member; members are eu-1" in str(again)
+        assert "syntax" in str(await client.do("ROOST.MEMBER", "ADD", "x"))
+        assert "NOPOLICY" in str(await client.do("GET", b"\x01meu-1"))
 
 
 async def test_the_floor_survives_a_restart(tmp_path: Path) -> None:

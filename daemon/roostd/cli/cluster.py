@@ -74,8 +74,21 @@ def member() -> None:
 @daemon_command
 def list_(daemon: Daemon) -> None:
     """List the members that this node knows."""
-    entries = _entries(daemon.fields("ROOST.STATUS").get("members"))
+    entries = _entries(daemon.fields("ROOST.MEMBERS").get("members"))
     daemon.show(entries, lambda out: _members(out, entries))
+
+
+@member.command()
+@click.argument("node", metavar="ID")
+@daemon_command
+def remove(daemon: Daemon, node: str) -> None:
+    """Remove the member ID, which is lost or away for long.
+
+    Dead rows are collected without it from now on. If it comes back it takes its neighbours'
+    rows first, and writes again what only it had.
+    """
+    found = daemon.fields("ROOST.MEMBER", "REMOVE", node, effect=True)
+    daemon.show(found, f"{node} is no member any more (actor {found.get('actor')} is refused)")
 
 
 @click.command()

@@ -97,6 +97,12 @@ class Membership:
             self.members.tick()
         self.collector.tick()
 
+    def remove(self, node: str) -> int:
+        """Take a node out of the members: what it holds is no longer waited for, and it has to
+        reseed. The actor that is refused from now on. Raises BadRequest, Full, Busy."""
+        self.admit()
+        return self.members.remove(node)
+
     def listed(self) -> Sequence[dict[str, Any]]:
         """The members, as GET /v1/cluster shows them."""
         return self.members.listed()

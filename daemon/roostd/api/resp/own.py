@@ -12,7 +12,7 @@ import msgspec
 
 from roost_crdt.errors import BadRequest
 from roostd.api.bodies import PatchValue
-from roostd.api.caller import Caller
+from roostd.api.caller import READ, Caller
 from roostd.api.globbing import compiled, literal_prefix
 from roostd.api.jsontext import decode
 from roostd.api.numbers import NotANumber, parse_int
@@ -235,3 +235,20 @@ def backup(conn: Connection, args: list[bytes]) -> bytes:
     about = {"node": me.id, "region": me.region, "cluster": me.cluster}
     page = node.store.backup(cursor, about, node.now_ms(), os.urandom(BACKUP_ID_BYTES))
     return flat(conn, page._asdict())
+
+
+@command("ROOST.MEMBERS", 1, "read", NO_KEYS, _GROUP, "Who takes part in collection.", solo=True)
+def members(conn: Connection, args: list[bytes]) -> bytes:
+    caller_of(conn).require(READ, b"")
+    return flat(conn, {"members": plain(conn.node.membership.listed())})
+
+
+@command("ROOST.MEMBER", 3, "admin", NO_KEYS, _GROUP, "ROOST.MEMBER REMOVE id.", solo=True)
+async def member(conn: Connection, args: list[bytes]) -> bytes:
+    caller_of(conn).require_admin()
+    if args[1].upper() != b"REMOVE":
+        raise syntax_error()
+    node = text_of(args[2], "id")
+    actor = conn.node.membership.remove(node)
+    await conn.node.durable()
+    return flat(conn, {"removed": node, "actor": f"{actor:016x}"})
