@@ -160,6 +160,12 @@ class Gossip:
         """Neighbours over which a node is reached, fewest hops first."""
         return self.replica.routes(target)
 
+    def beyond(self) -> set[str]:
+        """Nodes that are no live neighbours and are reached through one."""
+        peers = self.replica.peers
+        seen = {node for peer in peers.values() for node in (*peer.links, *peer.far)}
+        return seen - peers.keys() - {self.replica.node}
+
     def links(self) -> list[LinkStatus]:
         """Every neighbour configured or seen, by id."""
         peers = sorted(self._neighbours.keys() | self._statuses.keys() | self._links.keys())

@@ -138,6 +138,12 @@ class Keyring:
         if before is not None and {k: _raw(v) for k, v in before.items()} != dict(keys):
             self._verified.clear()
 
+    def keys_of(self, node: str) -> dict[str, bytes]:
+        """The public keys known of a node, this one too; empty if none are."""
+        if node == self._node:
+            return self.public_keys()
+        return {kid: _raw(key) for kid, key in self._peers.get(node, {}).items()}
+
     # --- signing ---------------------------------------------------------------------------
 
     def sign(self, claims: Claims, now_s: int) -> str:
@@ -180,7 +186,17 @@ class Keyring:
             )
         return Verified(claims, now_s > claims.exp + LEEWAY_S)
 
-    def _verify(self, token: str) -> Claims:
+    def unknown_issuer(self, token: str) -> tuple[str, str] | None:
+        """Who is to be asked for the key of a token: (issuer, key id), believed by nobody yet.
+
+        None if the key is known here. Raises BadToken for what is no token.
+        """
+        kid, claims = self._read(token)
+        known = kid in self.keys_of(claims.iss) or kid in self._files.public
+        return None if known or claims.iss == self._node else (claims.iss, kid)
+
+    def _read(self, token: str) -> tuple[str, Claims]:
+        """The key id and the claims of a token whose signature is not checked."""
         if len(token) > self._token_bytes_max:
             raise bad_token("size", f"over {self._token_bytes_max} bytes")
         parts = token.split(".")
@@ -194,8 +210,11 @@ class Keyring:
         kid = header.get("kid")
         if type(kid) is not str or not _KID.fullmatch(kid):
             raise bad_token("key", "the key id is none")
+        return kid, claims_from_json(_decoded(parts[1]))
+
+    def _verify(self, token: str) -> Claims:
         # Read before the signature is checked, but believed only after it.
-        claims = claims_from_json(_decoded(parts[1]))
+        kid, claims = self._read(token)
         key = self._key(kid, claims.iss)
         try:
             _jws.decode(token, key, algorithms=[ALGORITHM])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from roost_crdt.errors import BadToken
 from roost_crdt.home import Meta
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.shelf import Shelf
 from roost_crdt.token import Claims
-from roostd.keyring import Keyring
+from roostd.keyring import Keyring, Verified
 from roostd.sessions.types import Neighbours
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,6 +29,8 @@ class Context:
     cluster: str
     policies: Callable[[], PolicyTable]
     keyring: Keyring
+    verify: Callable[[str], Awaitable[Verified]]
+    """A token's claims, whichever node signed it. Raises BadToken."""
     neighbours: Neighbours
     durable: Callable[[], Awaitable[None]]
     token_ttl_s: int
@@ -78,6 +84,16 @@ class Context:
         return any(p.durability == "standby" for p in self.session_policies())
 
     # --- tokens ---
+
+    async def learn_from(self, token: str) -> Claims | None:
+        """What the token of another node's answer says; None if this node cannot verify it."""
+        try:
+            claims, _ = await self.verify(token)
+        except BadToken as error:
+            log.warning("a token in the answer of another node is not believed: %s", error)
+            return None
+        self.shelf.learn(claims.sid, claims.epoch, claims.standby)
+        return claims
 
     def token(self, live: SessionCopy) -> str:
         """A fresh token for what this copy holds."""

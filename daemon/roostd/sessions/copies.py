@@ -13,6 +13,7 @@ from roost_crdt import fold
 from roost_crdt.errors import CorruptData, RoostError
 from roost_crdt.home import Meta
 from roost_crdt.sessions.copy import SessionCopy
+from roost_crdt.token import Claims
 from roostd.sessions import types
 from roostd.sessions.context import Context
 from roostd.sessions.types import Answer, Request
@@ -55,24 +56,26 @@ class Copies:
             "fields": fields,
         }
 
-    async def after_forward(self, request: Request, answer: Answer, node: str) -> None:
-        """Keep what a forwarded read or turn makes readable here, where residency allows."""
+    async def after_forward(
+        self, request: Request, answer: Answer, claims: Claims, node: str
+    ) -> None:
+        """Keep what a forwarded read or turn makes readable here, where residency allows.
+
+        `claims` are those of the answer's token.
+        """
         if not self._context.may_hold(self._context.region):
             return
+        if self._context.shelf.live(claims.sid) is not None:
+            return
         if isinstance(request, types.Commit) and isinstance(answer, types.Committed):
-            if self._context.shelf.live(answer.sid) is None:
-                await self._extend(request, answer, node)
+            await self._extend(request, answer, claims, node)
         elif isinstance(request, (types.Turns, types.Show)):
-            claims, _ = self._context.keyring.verify(
-                answer.token if isinstance(answer, (types.TurnsRead, types.SessionView)) else "",
-                self._context.now_ms() // 1000,
-            )
-            if self._context.shelf.live(claims.sid) is None:
-                await self._fetch(claims.sid, node)
+            await self._fetch(claims.sid, node)
 
-    async def _extend(self, request: types.Commit, answer: types.Committed, node: str) -> None:
+    async def _extend(
+        self, request: types.Commit, answer: types.Committed, claims: Claims, node: str
+    ) -> None:
         copy = self._copies.get(answer.sid)
-        claims, _ = self._context.keyring.verify(answer.token, self._context.now_ms() // 1000)
         head = copy.fold.turn if copy is not None else None
         follows = copy is not None and copy.head_turn() == answer.turn - 1
         if copy is None or not follows or not claims.path or request.put:

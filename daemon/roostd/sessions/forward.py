@@ -49,17 +49,13 @@ class Forwarder:
         finally:
             call.cancel()
         answer = cast("Answer", msgspec.convert(raw, ANSWERS[type(request)], strict=False))
-        self._learn_from(answer)
+        token = getattr(answer, "token", None)
+        claims = await context.learn_from(token) if token else None
         if answer.served_by == "home":
             answer.served_by = "forwarded"
-        await self._copies.after_forward(request, answer, node)
+        if claims is not None:
+            await self._copies.after_forward(request, answer, claims, node)
         return answer
-
-    def _learn_from(self, answer: Answer) -> None:
-        token = getattr(answer, "token", None)
-        if token:
-            claims, _ = self._context.keyring.verify(token, self._context.now_ms() // 1000)
-            self._context.shelf.learn(claims.sid, claims.epoch, claims.standby)
 
     async def locate(self, sid: str, *, may_begin: bool) -> Meta | None:
         """Ask all up neighbours for an unknown session; None = nobody has it and it may begin."""

@@ -244,12 +244,10 @@ class Sessions:
 
     # --- where a request goes ---
 
-    def _claims(self, request: Request) -> tuple[Claims | None, str]:
+    async def _claims(self, request: Request) -> tuple[Claims | None, str]:
         claims: Claims | None = None
         if request.token is not None:
-            claims, _expired = self._context.keyring.verify(
-                request.token, self._context.now_ms() // 1000
-            )
+            claims, _expired = await self._context.verify(request.token)
             if request.sid is not None and request.sid != claims.sid:
                 raise BadRequest(f"the token belongs to session {claims.sid}, not to {request.sid}")
         sid = claims.sid if claims is not None else request.sid
@@ -259,7 +257,7 @@ class Sessions:
 
     async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
         context = self._context
-        claims, sid = self._claims(request)
+        claims, sid = await self._claims(request)
         self.recall.check()
         meta = context.shelf.meta(sid)
         if claims is not None and (meta is None or claims.epoch > meta.epoch):
