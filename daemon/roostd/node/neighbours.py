@@ -7,8 +7,8 @@ from typing import Any
 from roost_crdt.home import Candidate
 from roostd.gossip import Gossip
 from roostd.rpc import Rpc
+from roostd.sessions.types import NEVER_MS
 
-NEVER_MS = 1 << 40
 DEFAULT_RTT_MS = 100.0
 
 

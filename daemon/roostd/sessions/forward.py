@@ -7,11 +7,11 @@ from typing import cast
 
 import msgspec
 
-from roost_crdt.errors import NoSession, RoostError, Unavailable
+from roost_crdt.errors import NoSession, RoostError, Unavailable, UnknownOutcome
 from roost_crdt.home import Meta
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
-from roostd.sessions.types import ANSWERS, Answer, Request
+from roostd.sessions.types import ANSWERS, NEVER_MS, Answer, Request
 
 FORWARD_DEADLINE_MS = 5_000
 LOCATE_DEADLINE_MS = 2_000
@@ -29,7 +29,10 @@ class Forwarder:
     async def ask(
         self, node: str, request: Request, meta: Meta, hops: int, origin: str, *, guard: bool
     ) -> Answer:
-        """Forward to `node`; with `guard`, give up as soon as its link has fallen silent."""
+        """Forward to `node`; with `guard`, give up as soon as a neighbour has fallen silent.
+
+        Unavailable: `node` did not get it, or refuses it. UnknownOutcome: it may have done it.
+        """
         context = self._context
         args = {
             "request": msgspec.to_builtins(request, builtin_types=(bytes,)),
@@ -43,8 +46,10 @@ class Forwarder:
             while not call.done():
                 await asyncio.wait([call], timeout=0.1)
                 silent_ms = context.neighbours.silent_ms(node)
-                if guard and not call.done() and silent_ms >= context.takeover_after_ms:
-                    raise Unavailable(f"{node} has been silent for {min(silent_ms, 10**9)} ms")
+                if call.done() or not guard or silent_ms >= NEVER_MS:
+                    continue  # of a node behind a neighbour only the call itself can tell
+                if silent_ms >= context.takeover_after_ms:
+                    raise UnknownOutcome(f"{node} has been silent for {silent_ms} ms")
             raw = call.result()
         finally:
             call.cancel()

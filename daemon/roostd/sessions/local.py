@@ -45,6 +45,10 @@ CALL_BYTES_MAX = 128
 STANDBY_WAIT_MS = 3_000
 
 
+class Moved(Exception):
+    """The session has another home by now: the request is to be sent there."""
+
+
 class Local:
     """What a node does for the sessions that it holds."""
 
@@ -285,12 +289,9 @@ class Local:
         return await self.commit(child, onto, None, origin)
 
     def check_home(self, live: SessionCopy) -> None:
-        """Raises Unavailable if the session moved while the request waited."""
+        """Raises Moved if the session moved while the request waited."""
         if live.meta.home != self._context.node:
-            raise Unavailable(
-                f"session {live.meta.sid} has just moved to {live.meta.home}; try again",
-                retry_after_ms=50,
-            )
+            raise Moved(f"session {live.meta.sid} has just moved to {live.meta.home}")
 
     def _check_standby(self, live: SessionCopy) -> None:
         """Under durability "standby" a turn that nobody else can hold is refused beforehand."""

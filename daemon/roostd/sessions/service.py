@@ -19,6 +19,7 @@ import msgspec
 from roost_crdt.errors import (
     BadRequest,
     NoSession,
+    RoostError,
     SessionUnavailable,
     TooLarge,
     Unavailable,
@@ -35,7 +36,7 @@ from roostd.sessions.delivery import Delivery
 from roostd.sessions.erasure import Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
-from roostd.sessions.local import Local
+from roostd.sessions.local import Local, Moved
 from roostd.sessions.recall import COPY as RECALL_COPY
 from roostd.sessions.recall import RECALL, Recall, Restored
 from roostd.sessions.takeover import YIELD, Takeover
@@ -256,6 +257,14 @@ class Sessions:
         return claims, sid
 
     async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
+        try:
+            return await self._route(request, hops=hops, origin=origin)
+        except Moved as moved:
+            if hops >= HOPS_MAX:
+                raise Unavailable(f"{moved}; try again", retry_after_ms=200) from None
+            return await self._dispatch(request, hops=hops + 1, origin=origin)
+
+    async def _route(self, request: Request, *, hops: int, origin: str) -> Answer:
         context = self._context
         claims, sid = await self._claims(request)
         self.recall.check()
@@ -273,7 +282,8 @@ class Sessions:
                 if not await self._takeover.yield_to_standby(meta):
                     return await self._lost(request, meta)
                 return await self._forward(request, claims, self._known(sid, meta), hops, origin)
-            await self._takeover.confirm(held)
+            with held.pinned():
+                await self._takeover.confirm(held)
             if held.meta.home == context.node:
                 served_by: ServedBy = "home" if hops == 0 else "forwarded"
                 return await self._at_home(held, request, claims, served_by, origin)
@@ -386,37 +396,45 @@ class Sessions:
                 meta.home, request, meta, hops, origin, guard=standby_here or hops == 0
             )
         except (Unavailable, UnknownOutcome) as error:
-            home_error = error
+            at_home = error
         if standby_here:
             if await self._takeover.take_over(meta.sid):
                 live = context.shelf.live(meta.sid)
                 assert live is not None, "a session that was just taken over is held"
                 return await self._at_home(live, request, claims, "takeover", origin)
-            raise home_error
-        if meta.standby is not None and meta.standby not in (context.node, meta.home):
-            try:
-                return await self._forwarder.ask(
-                    meta.standby, request, meta, hops, origin, guard=False
-                )
-            except (Unavailable, UnknownOutcome) as error:
-                if not context.recreate_on_loss():
-                    raise SessionUnavailable(
-                        f"session {meta.sid}: home {meta.home} ({home_error.message}) and "
-                        f"standby {meta.standby} ({error.message}) are both out of reach; "
-                        "try again when one of them is back",
-                        retry_after_ms=2_000,
-                    ) from error
-        return await self._lost(request, meta)
+            raise self._told(request, at_home)
+        if meta.standby is None or meta.standby in (context.node, meta.home):
+            return await self._lost(request, meta, at_home)
+        try:
+            return await self._forwarder.ask(meta.standby, request, meta, hops, origin, guard=False)
+        except (Unavailable, UnknownOutcome) as error:
+            return await self._lost(request, meta, at_home, error)
 
-    async def _lost(self, request: Request, meta: Meta) -> Answer:
-        """Home and standby are gone: an error, or a new empty session where the policy says so."""
-        if self._context.recreate_on_loss():
+    def _told(self, request: Request, error: Unavailable | UnknownOutcome) -> RoostError:
+        """What the caller is told of an error on the way: a read has no outcome to be unknown."""
+        if isinstance(error, UnknownOutcome) and not isinstance(request, _READS):
+            error.details.setdefault("request_id", getattr(request, "turn_id", None))
+            return error
+        return Unavailable(error.message, retry_after_ms=error.retry_after_ms or 500)
+
+    async def _lost(
+        self, request: Request, meta: Meta, *errors: Unavailable | UnknownOutcome
+    ) -> Answer:
+        """Home and standby cannot be had: an error, or a new empty session where the policy says
+        so and both are out of reach (who answers and refuses is not lost)."""
+        write = not isinstance(request, _READS)
+        for error in errors:
+            sent = isinstance(error, UnknownOutcome)
+            if (sent and write) or not (sent or error.details.get("no_route")):
+                raise self._told(request, error)
+        if self._context.recreate_on_loss() and self._context.may_hold(self._context.region):
             live = self._local.create(meta.sid, meta.epoch[0] + 1)
             log.warning("session %s was lost with its home and is recreated empty", meta.sid)
             return await self._at_home(live, request, None, "home", self._context.node)
+        reasons = "; ".join(error.message for error in errors) or "its home holds nothing of it"
         raise SessionUnavailable(
-            f"session {meta.sid}: its home {meta.home} is out of reach and no standby holds a "
-            "copy; try again when it is back",
+            f"session {meta.sid}: home {meta.home} and standby {meta.standby or '(none)'} are out "
+            f"of reach ({reasons}); try again when one of them is back",
             retry_after_ms=2_000,
         )
 

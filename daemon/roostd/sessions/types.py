@@ -10,6 +10,8 @@ from roost_crdt.home import Candidate
 
 ServedBy = Literal["home", "replica", "forwarded", "takeover"]
 OnConflict = Literal["reject", "append", "fork"]
+NEVER_MS = 1 << 40
+"""Silence of a node that was never heard: no neighbour, or not since the start."""
 
 
 class Open(msgspec.Struct, tag="open", kw_only=True):
@@ -169,7 +171,7 @@ class Neighbours(Protocol):
         ...
 
     def silent_ms(self, node: str) -> int:
-        """Milliseconds since the last byte from `node`; very large if it was never heard."""
+        """Milliseconds since the last byte from `node`; NEVER_MS if it was never heard."""
         ...
 
     def send(self, node: str, payload: bytes) -> bool:
