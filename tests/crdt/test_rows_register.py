@@ -160,3 +160,23 @@ def test_rows_come_back_as_they_were(row: tuple[object, ...]) -> None:
 def test_a_meaningless_expiry_is_dropped_when_read() -> None:
     body = encode_row(TYPE_REGISTER, VALUE, (5, A, 1, b"x", 4, A, 100))
     assert decode_row(TYPE_REGISTER, VALUE, body) == (5, A, 1, b"x", 0, 0, 0)
+
+
+@pytest.mark.parametrize("actor", [0, 1, 2, 7])
+def test_one_stamp_with_two_values_is_told_whoever_wrote_it(actor: int) -> None:
+    a, b = ((5, actor, 1, value, 0, 0, 0) for value in (b"a", b"b"))
+    dead = (5, actor, 0, b"", 0, 0, 0)
+    for one, other, kept in ((a, b, b), (b, a, b), (a, dead, a), (dead, b, b)):
+        with pytest.raises(StampReused, match="two values") as caught:
+            register.join(one, other)
+        assert caught.value.kept == kept
+
+
+@pytest.mark.parametrize("actor", [0, 1, 7])
+def test_an_expiry_survives_a_write_that_it_has_not_seen(actor: int) -> None:
+    expiring = (1, 1, 1, b"a", 9, actor, 50)
+    later = (2, 1, 1, b"b", 0, 0, 0)
+    joined = (2, 1, 1, b"b", 9, actor, 50)
+    assert register.join(expiring, later) == register.join(later, expiring) == joined
+    newest = (9, 8, 1, b"c", 0, 0, 0)
+    assert register.join(expiring, newest) == register.join(newest, expiring) == newest
