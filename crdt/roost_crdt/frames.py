@@ -12,6 +12,9 @@
     9 SNAPSHOT_END    id, {actor: hlc}        the version vector that all rows of this id cover
     10 SESSION        bytes                   for the session shell
     11 SNAPSHOT_OFFER origin                  my log no longer holds what you want
+    12 BUCKET_SUMS    {actor: hlc}, sums, answer   sums of all buckets at that vector; send me yours
+    13 BUCKET_WANT    id, [bucket]            send me all rows of these buckets
+    14 BUCKET_ROWS    id, [[row_key, type, body]], more
     15 ERROR          code, text              the last frame before the sender cuts the link
 
 Arrays may grow at their end and the greeting's map by new fields (both are ignored by an older
@@ -32,6 +35,9 @@ from .hlc import HLC_MAX
 
 __all__ = [
     "PROTOCOL_VERSIONS",
+    "BucketRows",
+    "BucketSums",
+    "BucketWant",
     "Error",
     "Frame",
     "Greeting",
@@ -66,6 +72,8 @@ NODE_BYTES_MAX = 255
 PUBLIC_KEYS_MAX = 64
 LINKS_MAX = 1_000
 REMOVED_MAX = 10_000
+BUCKETS_MAX = 64
+SUMS_BYTES_MAX = 65_536
 ORIGINS_MAX = 65_536
 """Actors of a version vector or an IHAVE."""
 
@@ -174,6 +182,23 @@ class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True, tag=11):
     origin: U64
 
 
+class BucketSums(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    vv: VersionVector
+    sums: Annotated[bytes, msgspec.Meta(max_length=SUMS_BYTES_MAX)]
+    answer: bool = False
+
+
+class BucketWant(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    id: U64
+    buckets: Annotated[list[U64], msgspec.Meta(min_length=1, max_length=BUCKETS_MAX)]
+
+
+class BucketRows(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    id: U64
+    rows: list[tuple[bytes, U64, bytes]]
+    more: bool = False
+
+
 class Error(msgspec.Struct, frozen=True, array_like=True, tag=15):
     code: Text
     text: Text
@@ -191,6 +216,9 @@ Frame: TypeAlias = (
     | SnapshotEnd
     | Session
     | SnapshotOffer
+    | BucketSums
+    | BucketWant
+    | BucketRows
     | Error
 )
 

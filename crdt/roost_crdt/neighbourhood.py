@@ -20,9 +20,9 @@ class Effects:
        then `chains`, and flush. If the store refuses one, call `Replica.refused`, drop `frames`
        (telling `Replica.taken` their size) and go on: dropped frames heal.
     2. Only then send `frames`, each peer's in order: what leaves a node is durable there.
-    3. Serve `reads` by `Replica.records_read` and `scans` by `Replica.rows_scanned`; hand over
-       `session` payloads; act on `rollbacks` and `reseeds`; cut the links in `cuts` and report
-       `link_down`.
+    3. Serve `reads` by `Replica.records_read`, `scans` by `Replica.rows_scanned`, `sums` by
+       `Replica.sums_read` and `bucket_scans` by `Replica.bucket_scanned`; hand over `session`
+       payloads; act on `rollbacks` and `reseeds`; cut the links in `cuts` and report `link_down`.
     4. Call `tick` at `wake_at_ms` at the latest.
     """
 
@@ -34,6 +34,10 @@ class Effects:
     reads: list[tuple[str, int, int, int]] = field(default_factory=list)
     """(peer, origin, after hlc, bytes_max)"""
     scans: list[tuple[str, bytes, int]] = field(default_factory=list)
+    """(peer, after row key, bytes_max)"""
+    sums: list[str] = field(default_factory=list)
+    """Peers: tell the sums of all buckets and the vector that they were taken at."""
+    bucket_scans: list[tuple[str, bytes, int]] = field(default_factory=list)
     """(peer, after row key, bytes_max)"""
     session: list[tuple[str, bytes]] = field(default_factory=list)
     rollbacks: list[tuple[str, int, int]] = field(default_factory=list)

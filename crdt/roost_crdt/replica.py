@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import frames as f
+from .antientropy import AntiEntropy
 from .errors import PeerError, TooLarge
 from .inflow import Inflow
 from .limits import DEFAULT_LIMITS, Limits
@@ -76,6 +77,7 @@ class Replica:
         )
         self._outflow = Outflow(self._near)
         self._inflow = Inflow(self._near, self._outflow)
+        self.antientropy = AntiEntropy(self._near)
         self._ticked_ms: int | None = None
 
     # -- what shells and status pages read
@@ -100,6 +102,7 @@ class Replica:
     @gc_floor.setter
     def gc_floor(self, floor: Mapping[int, int]) -> None:
         self._near.gc_floor = dict(floor)
+        self.antientropy.forget()
 
     @property
     def wall_ahead_ms(self) -> int:
@@ -191,6 +194,7 @@ class Replica:
         self._near.peers[node] = peer
         self._near.nodes[greeting.actor] = node
         self._told_chain(peer, greeting.chain)
+        self.antientropy.link_up(peer, now_ms)
         self._inflow.link_up(peer, now_ms)
         self._near.tell_links()
 
@@ -263,13 +267,15 @@ class Replica:
     @property
     def takes_rows(self) -> bool:
         """Whether rows without a vector are on their way here: nothing may be collected then."""
-        return any(peer.snapshot_in is not None for peer in self.peers.values())
+        snapshot = any(peer.snapshot_in is not None for peer in self.peers.values())
+        return snapshot or self.antientropy.fetching
 
     def link_down(self, node: str, now_ms: int) -> None:
         """The link is gone; what was sent over it may or may not have arrived."""
         peer = self._near.peers.pop(node, None)
         if peer is not None:
             self._inflow.link_down(peer)
+            self.antientropy.link_down(peer)
             self._near.tell_links()
 
     def new_actor(self, actor: int) -> None:
@@ -331,6 +337,16 @@ class Replica:
         if (peer := self.peers.get(node)) is not None:
             self._outflow.rows_scanned(peer, after, rows)
 
+    def sums_read(self, node: str, vv: Mapping[int, int], sums: Sequence[int], now_ms: int) -> None:
+        """Answer to `Effects.sums`: the sum of each bucket, taken at `vv`."""
+        if (peer := self.peers.get(node)) is not None:
+            self.antientropy.sums_read(peer, vv, sums, now_ms)
+
+    def bucket_scanned(self, node: str, after: bytes, rows: Sequence[RowOp], now_ms: int) -> None:
+        """Answer to `Effects.bucket_scans`; no rows: the scan has reached its end."""
+        if (peer := self.peers.get(node)) is not None:
+            self.antientropy.scanned(peer, after, rows)
+
     # -- frames
 
     def receive(self, node: str, data: bytes, now_ms: int) -> None:
@@ -359,6 +375,12 @@ class Replica:
                 self._inflow.rows(peer, snapshot_id, rows, now_ms)
             case f.SnapshotEnd(snapshot_id, vv):
                 self._inflow.rows_end(peer, snapshot_id, vv, now_ms)
+            case f.BucketSums():
+                self.antientropy.told(peer, frame)
+            case f.BucketWant():
+                self.antientropy.wanted(peer, frame)
+            case f.BucketRows():
+                self.antientropy.rows(peer, frame, now_ms)
             case f.Session(payload):
                 self._near.effects.session.append((node, payload))
             case f.Error(code, text):
@@ -398,6 +420,7 @@ class Replica:
         elif peer.quiet == (beat.vv_hash, own):
             self._outflow.announce_all(peer)
         peer.quiet = (beat.vv_hash, own)
+        self.antientropy.beat(peer, self.digest, self.digest_vv_hash, now_ms)
 
     # -- time
 
@@ -443,6 +466,7 @@ class Replica:
     def take_effects(self) -> Effects:
         """All that is to be done since the last call, and when to call `tick` next."""
         self._outflow.serve()
+        self.antientropy.serve()
         effects, self._near.effects = self._near.effects, Effects()
         down_ms = self.limits.down_missed * self.limits.heartbeat_ms
         dues = [self._inflow.wake_ms()]

@@ -400,7 +400,8 @@ class Gossip:
             self._events.chain(peer, actor, hlc, chain)
         for origin in refused:
             self.replica.refused(origin, self._store.vv().get(origin, 0), self._now())
-        if effects.frames or effects.rows or effects.writes or effects.reads:
+        scans = effects.scans or effects.bucket_scans
+        if effects.frames or effects.rows or effects.writes or effects.reads or scans:
             self._store.flush()
         return not refused
 
@@ -417,7 +418,13 @@ class Gossip:
         for peer, row_key, bytes_max in effects.scans:
             rows = self._store.scan_rows(row_key, bytes_max)
             self.replica.rows_scanned(peer, row_key, rows, self._now())
-        if effects.reads or effects.scans:
+        for peer in effects.sums:
+            if (sums := self._store.sums()) is not None:
+                self.replica.sums_read(peer, *sums, self._now())
+        for peer, row_key, bytes_max in effects.bucket_scans:
+            rows = self._store.scan_rows(row_key, bytes_max)
+            self.replica.bucket_scanned(peer, row_key, rows, self._now())
+        if effects.reads or effects.scans or effects.sums or effects.bucket_scans:
             self._schedule()
         for peer, payload in effects.session:
             self._events.session(peer, payload)

@@ -36,6 +36,8 @@ class StoreHooks:
     """Keep the gc_floor that came with a snapshot, in the group of its last rows."""
     digest: Callable[[], tuple[bytes, Mapping[int, int]] | None] = lambda: None
     """The state's digest and the version vector that it was taken at."""
+    sums: Callable[[], tuple[Mapping[int, int], Sequence[int]] | None] = lambda: None
+    """The sum of each bucket, and before it the vector that they were taken at."""
     chain: Callable[[], tuple[int, bytes] | None] = lambda: None
     """Own actor's newest durable (hlc, chain)."""
 

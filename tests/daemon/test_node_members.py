@@ -128,3 +128,18 @@ async def test_the_floor_survives_a_restart(tmp_path: Path) -> None:
         nodes["a"] = again = await start(files["a"], gc_pause_ms=600_000)
         assert dict(again.gossip.replica.gc_floor) == floor
         assert again.membership.members.roster.nodes["a"].actor == again.store.actor
+
+
+async def test_a_row_that_was_lost_is_fetched_again(tmp_path: Path) -> None:
+    async with cluster(make(tmp_path, ["a", "b"]), gc_pause_ms=600_000) as nodes:
+        a, b = nodes["a"], nodes["b"]
+        await until(lambda: linked(a, b))
+        for at in range(20):
+            a.keys.put(b"str:%d" % at, b"v%d" % at)
+        await until(lambda: b.keys.get(b"str:19") == b"v19" and same(a, b))
+        b.store.drop_rows([b"str:7\0\x02"])
+        await b.durable()
+        assert b.keys.get(b"str:7") is None
+        await until(lambda: b.keys.get(b"str:7") == b"v7", within_s=20)
+        await until(lambda: same(a, b))
+        assert b.gossip.replica.antientropy.buckets_repaired == 1

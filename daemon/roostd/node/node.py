@@ -39,6 +39,7 @@ from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
+from roostd.node.sessionrows import SessionRows
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -55,22 +56,6 @@ SID_BYTES = 12
 def wall_ms() -> int:
     """Wall-clock milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-class _SessionRows:
-    """The store's SESSION database, as sessions use it."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._store.get(logformat.KIND_SESSION, key)
-
-    def scan(self, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        return self._store.scan(logformat.KIND_SESSION, prefix, after, limit)
-
-    def put(self, items: Mapping[bytes, bytes | None]) -> int:
-        return self._store.put(logformat.KIND_SESSION, items)
 
 
 class Node:
@@ -169,6 +154,7 @@ class Node:
                 scan_rows=store.scan_rows,
                 keep_floor=lambda floor: keep_floor(store, floor),
                 digest=self._digest,
+                sums=store.digest_buckets,
                 chain=lambda: store.head if store.head[0] else None,
             ),
             events=Events(
@@ -255,7 +241,7 @@ class Node:
             node=config.node.id,
             region=config.node.region,
             actor=self.store.actor,
-            table=SessionTable(_SessionRows(self.store)),
+            table=SessionTable(SessionRows(self.store)),
             limits=self.limits,
             now_ms=self.now_ms,
             ttl_ms=lambda: session_ttl_ms(self.policies),
