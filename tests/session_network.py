@@ -375,5 +375,6 @@ class Network:
     # --- what must hold ---
 
     def heads(self, sid: str) -> dict[str, Meta]:
+        """The heads of all who hold a copy (a stub is only where to ask first)."""
         known = {name: node.shelf.meta(sid) for name, node in self.nodes.items()}
-        return {name: meta for name, meta in known.items() if meta is not None}
+        return {name: meta for name, meta in known.items() if meta is not None and meta.held}

@@ -1,4 +1,4 @@
-"""Eventually-global state of real regions: all write at once, links end, all read alike (I3, I4)."""
+"""Eventually-global state of real regions: all write at once, links end, all read alike."""
 
 from __future__ import annotations
 
