@@ -9,7 +9,16 @@ from .errors import PeerError
 from .logformat import record_span
 from .neighbourhood import Neighbourhood
 from .peer import Peer, SnapshotOut
-from .record import Record, RowOp
+from .record import Record, RowOp, coalesce, decode_record, encode_record
+
+COALESCE_MIN = 32
+"""Fewer records than this are sent as they are; so many tell whether joining them pays."""
+
+
+def _repeats(raws: Sequence[bytes]) -> bool:
+    """Whether these records write each row twice or more, on average."""
+    ops = [op for raw in raws for op in decode_record(raw, body_bytes_max=len(raw)).ops]
+    return 2 * len({(op.row_key, op.type) for op in ops}) <= len(ops)
 
 
 class Outflow:
@@ -110,15 +119,24 @@ class Outflow:
             del peer.catch_up[origin]
             peer.announce.add(origin)  # the log is behind: the peer will ask again
             return
-        for raw, (_, hlc, _) in zip(raws or (), spans, strict=True):
+        for raw in self._coalesced(raws or ()):
             self._push(peer, raw)
-            peer.cursor[origin] = hlc
+        peer.cursor[origin] = spans[-1][1]
         if peer.cursor[origin] >= self._near.vv.get(origin, 0):
             del peer.catch_up[origin]
             peer.waiting.pop(origin, None)
         else:
             peer.waiting[origin] = max(0, peer.waiting.get(origin, 0) - len(spans))
             peer.catch_up.move_to_end(origin)
+
+    def _coalesced(self, raws: Sequence[bytes]) -> Sequence[bytes]:
+        """One record in place of contiguous ones that write the same rows again and again."""
+        if len(raws) < COALESCE_MIN or not _repeats(raws[:COALESCE_MIN]):
+            return raws
+        records = [decode_record(raw, body_bytes_max=len(raw)) for raw in raws]
+        joined = encode_record(coalesce(records))
+        smaller = 2 * len(joined) <= sum(map(len, raws))
+        return [joined] if smaller and len(joined) <= self._near.limits.frame_bytes else raws
 
     def snapshot_wanted(self, peer: Peer, snapshot_id: int) -> None:
         peer.snapshot_out = SnapshotOut(snapshot_id, dict(self._near.vv))
