@@ -81,6 +81,12 @@ async def test_regions_in_a_line_converge_and_serve_each_other(start: Start) -> 
     assert await speaker.texts("eu", "line", two.token) == ["one", "two"]
     assert (await speaker.show("ap", "line"))["home"] == "eu-1"
 
+    # Erased at one end: the other is reached through the middle.
+    opened = await speaker.open("ap", "gone")
+    assert (await speaker.turns("eu", "gone", opened.token))["turn"] == 0
+    done = await speaker.ask("eu", "DELETE", "/v1/sessions/gone", token=opened.token)
+    assert {receipt["node"] for receipt in done["receipts"]} == {"eu-1", "us-1", "ap-1"}
+
     # The tokens of a node that is gone still verify at the far end.
     await regions.kill("eu")
     await speaker.until(lambda: reads(speaker, two.token), "us did not take over")

@@ -33,7 +33,7 @@ from roostd.sessions import types
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
 from roostd.sessions.delivery import Delivery
-from roostd.sessions.erasure import Erasure
+from roostd.sessions.erasure import ERASE, Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
 from roostd.sessions.handover import Handover
 from roostd.sessions.local import Local, Moved
@@ -211,7 +211,7 @@ class Sessions:
             LOCATE: self._remote_locate,
             "session.copy": self._remote_copy,
             "session.adopt": self.handover.remote_adopt,
-            "session.erase": self._remote_erase,
+            ERASE: self._erasure.remote_erase,
             "session.ping": self._remote_ping,
             YIELD: self._takeover.remote_yield,
             RECALL: self.recall.remote_recall,
@@ -236,9 +236,6 @@ class Sessions:
     async def _remote_copy(self, peer: str, args: dict[str, Any]) -> Any:
         live = self._context.shelf.live(str(args.get("sid", "")))
         return None if live is None else self._copies.export(live)
-
-    async def _remote_erase(self, peer: str, args: dict[str, Any]) -> Any:
-        return await self._erasure.here(str(args["sid"]), int(args["at_ms"]))
 
     async def _remote_ping(self, peer: str, args: dict[str, Any]) -> Any:
         return True
