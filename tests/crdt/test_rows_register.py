@@ -180,3 +180,10 @@ def test_an_expiry_survives_a_write_that_it_has_not_seen(actor: int) -> None:
     assert register.join(expiring, later) == register.join(later, expiring) == joined
     newest = (9, 8, 1, b"c", 0, 0, 0)
     assert register.join(expiring, newest) == register.join(newest, expiring) == newest
+
+
+def test_a_join_gives_the_first_row_itself_where_the_other_knows_less() -> None:
+    held, bare = (5, 1, 1, b"x", 9, 1, 50), (5, 1, 1, b"x", 0, 0, 0)
+    assert register.join(held, bare) is held
+    assert register.join(bare, held) == held
+    assert register.join(held, (4, 1, 1, b"y", 9, 1, 50)) is held

@@ -61,15 +61,23 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
-        "over",
+        "return {**rows, **delta} if delta else rows",
         "{**rows, **delta} if delta else rows -> {**rows, **delta}",
     ): "a copy that nobody changes",
-    ("check_part", "if good -> if True"): "spares the check of text that is refused anyway",
-    ("check_leaf", "kind > KIND_JSON -> kind >= KIND_JSON"): "JSON has been dealt with before",
-    ("decode", "if row[2] != 1 -> if True"): "a string is checked and always good",
-    ("join_plain_head", "a > b -> a >= b"): "equal rows have been returned before",
+    ("if good:", "if good -> if True"): "what the check of text spares is refused anyway",
+    (
+        "elif kind > KIND_JSON or (kind == KIND_DEAD and data):",
+        "kind > KIND_JSON -> kind >= KIND_JSON",
+    ): "JSON has been dealt with before",
+    ("if row[2] != 1:", "if row[2] != 1 -> if True"): "a string is checked, and always good",
+    ("kept = a if a > b else b", "a > b -> a >= b"): "equal rows have been returned before",
+    ("if a == b:", "if a == b -> if False"): "a short cut: the rest gives the same",
+    (
+        "value = a if a[2:4] > b[2:4] else b",
+        "4 -> 5",
+    ): "the values differ, what follows is not read",
 }
-"""(function, change) of mutants that nobody can tell from the original, with the reason."""
+"""(line, change) of mutants that nobody can tell from the original, with the reason."""
 
 
 class Mutant(NamedTuple):
@@ -78,6 +86,7 @@ class Mutant(NamedTuple):
     file: str
     function: str
     line: int
+    text: str
     change: str
     source: str
 
@@ -146,7 +155,7 @@ def _numbered(tree: ast.Module) -> list[tuple[str, ast.AST]]:
                     continue
                 if isinstance(child, ast.Assert | ast.JoinedStr):
                     continue
-                child.place = len(found)  # type: ignore[attr-defined]
+                child.place = len(found)  # type: ignore[attr-defined, union-attr]
                 found.append((function, child))
                 if not isinstance(child, ast.Raise):
                     walk(function, child)
@@ -160,12 +169,13 @@ def _numbered(tree: ast.Module) -> list[tuple[str, ast.AST]]:
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a module, in order of their places."""
     text = path.read_text()
-    tree = ast.parse(text)
+    tree, lines = ast.parse(text), text.splitlines()
     for place, (function, node) in enumerate(_numbered(tree)):
         for change, new in _changes(node):
             changed = ast.fix_missing_locations(_Swap(place, new).visit(copy.deepcopy(tree)))
             source = ast.unparse(changed)
-            yield Mutant(path.name, function, getattr(node, "lineno", 0), change, source)
+            line = getattr(node, "lineno", 0)
+            yield Mutant(path.name, function, line, lines[line - 1].strip(), change, source)
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -213,7 +223,7 @@ def try_out(mutant: Mutant, *, loud: bool = False) -> int:
         status = int(pytest.main([*options, *tests_for(mutant.file)]))
     finally:
         if sys.exc_info()[1] is not None:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         sys.stdout.flush()
         os._exit(status)
 
@@ -232,7 +242,8 @@ def hunt(mutants: Sequence[Mutant], workers: int) -> list[Mutant]:
         mutant = running.pop(pid)
         if status == 0:
             alive.append(mutant)
-            print(f"alive: rows/{mutant.file}:{mutant.line} {mutant.function}: {mutant.change}")
+            why = EQUIVALENT.get((mutant.text, mutant.change), "a test is missing?")
+            print(f"alive: rows/{mutant.file}:{mutant.line} {mutant.change} ({why})")
         done = len(mutants) - len(waiting) - len(running)
         if done % 50 == 0:
             print(f"{done} of {len(mutants)} after {time.monotonic() - began_s:.0f} s", flush=True)
@@ -242,7 +253,7 @@ def hunt(mutants: Sequence[Mutant], workers: int) -> list[Mutant]:
 def check_original(path: Path) -> None:
     """The tests pass on the module as it is; else every mutant would seem to be killed."""
     source = ast.unparse(ast.parse(path.read_text()))
-    _, status = os.waitpid(try_out(Mutant(path.name, "", 0, "", source), loud=True), 0)
+    _, status = os.waitpid(try_out(Mutant(path.name, "", 0, "", "", source), loud=True), 0)
     if status:
         sys.exit(f"rows/{path.name}: its tests fail without any mutant")
 
@@ -265,7 +276,7 @@ def main() -> int:
         check_original(path)
         chosen = list(mutants_of(path))[:: options.every]
         alive = hunt(chosen, options.workers)
-        equal = [m for m in alive if (m.function, m.change) in EQUIVALENT]
+        equal = [m for m in alive if (m.text, m.change) in EQUIVALENT]
         count = len(chosen) - len(equal)
         dead = len(chosen) - len(alive)
         total, killed = total + count, killed + dead
