@@ -326,11 +326,7 @@ class _Reader:
         period, period_ms = self.period() if type_ == "quota" else ("", 0)
         durability = self.choice("durability", ("disk", "standby"), "disk")
         if durability == "standby" and consistency == "eventually-global" and not warning:
-            warning = (
-                f'[{self.name}] durability = "standby" is kept for sessions only in this release: '
-                "a write is acknowledged after this node's disk and reaches the others within "
-                "moments"
-            )
+            warning = f'[{self.name}] durability = "standby" is kept for sessions only so far'
         return Policy(
             name=self.name,
             readers=readers,

@@ -113,13 +113,7 @@ class Node:
 
     def _wire_links(self) -> None:
         config, store = self.config, self.store
-        tls = None
-        if config.gossip.tls:
-            cert, key, ca = config.gossip.cert, config.gossip.key, config.gossip.ca
-            assert cert is not None
-            assert key is not None
-            assert ca is not None
-            tls = wire.Tls(cert, key, ca)
+        tls = _tls(config)
         replica = Replica(
             node=config.node.id,
             region=config.node.region,
@@ -475,6 +469,17 @@ class Node:
 def _pid_namespace() -> int:
     path = Path("/proc/self/ns/pid")
     return path.stat().st_ino if path.exists() else 0
+
+
+def _tls(config: Config) -> wire.Tls | None:
+    """Mutual TLS between nodes; None where links are plain (loopback only)."""
+    if not config.gossip.tls:
+        return None
+    cert, key, ca = config.gossip.cert, config.gossip.key, config.gossip.ca
+    assert cert is not None
+    assert key is not None
+    assert ca is not None
+    return wire.Tls(cert, key, ca)
 
 
 def limits_of(config: Config) -> Limits:
