@@ -16,7 +16,7 @@ from dataclasses import replace
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from roost_crdt.errors import ActorReused, CorruptData, PeerError, RoostError
-from roost_crdt.frames import Greeting
+from roost_crdt.frames import Greeting, check_identity
 from roost_crdt.peer import LinkState
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
@@ -65,6 +65,7 @@ class Gossip:
         self._heard: dict[str, int] = {}
         """When a neighbour that has no link now was last heard."""
         self._dials: list[asyncio.Task[None]] = []
+        self._refusing: set[asyncio.Task[None]] = set()
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._looked_ms = 0
@@ -110,6 +111,7 @@ class Gossip:
         for link in links:
             self._lost(link, "this node stops")
         await asyncio.gather(*(wire.end(link.wire, "stopping", code=1001) for link in links))
+        await asyncio.gather(*self._refusing)
         if self._listener is not None:
             await self._listener.stop()
 
@@ -258,15 +260,18 @@ class Gossip:
         """The link that this connection becomes; None if the other of two duelling ones stays."""
         peer, now_ms = greeting.node, self._now()
         other = self._links.get(peer)
-        if other is not None:
-            if dialler not in (other.dialler, min(peer, self.replica.node)):
-                return None
-            self._lost(other, "replaced by a newer link")
-            other.wire.transport.abort()
+        if other is not None and dialler not in (other.dialler, min(peer, self.replica.node)):
+            return None
         try:
+            check_identity(greeting, node=self.replica.node, cluster=self.replica.cluster)
             self._events.check_greeting(greeting)
+            if other is not None:
+                self._lost(other, "replaced by a newer link", replaced=True)
+                other.wire.transport.abort()
             self.replica.link_up(peer, greeting, now_ms)
         except PeerError as error:
+            if other is not None and peer not in self._links:
+                self._events.link_down(peer)
             self._note(peer, str(error))
             self._schedule()
             raise
@@ -279,8 +284,11 @@ class Gossip:
         self._schedule()
         return link
 
-    def _lost(self, link: Link, reason: str) -> None:
-        """Forget the link, once; its connection is the caller's to end."""
+    def _lost(self, link: Link, reason: str, *, replaced: bool = False) -> None:
+        """Forget the link, once; its connection is the caller's to end.
+
+        The neighbour of a link that is `replaced` is not down: calls to it go on.
+        """
         if self._links.get(link.peer) is not link:
             return
         status = self._status(link.peer)
@@ -292,8 +300,11 @@ class Gossip:
         )
         self._note(link.peer, reason)
         link.end()
-        _log.warning("link to %s is down: %s", link.peer, reason)
-        self._events.link_down(link.peer)
+        if replaced:
+            _log.info("link to %s: %s", link.peer, reason)
+        else:
+            _log.warning("link to %s is down: %s", link.peer, reason)
+            self._events.link_down(link.peer)
         self._schedule()
 
     def _note(self, peer: str, error: str) -> None:
@@ -327,6 +338,16 @@ class Gossip:
     def _cut(self, link: Link, reason: str) -> None:
         self._lost(link, reason)
         link.wire.transport.abort()
+
+    def _refuse(self, peer: str, error: PeerError) -> None:
+        """End a link whose neighbour broke the protocol, and tell it why."""
+        link = self._links.get(peer)
+        if link is None:
+            return
+        self._lost(link, str(error))
+        task = asyncio.create_task(wire.refuse(link.wire, error), name=f"gossip-refuse-{peer}")
+        self._refusing.add(task)
+        task.add_done_callback(self._refusing.discard)
 
     # -- the replica's effects
 
@@ -427,7 +448,10 @@ class Gossip:
         if effects.reads or effects.scans or effects.sums or effects.bucket_scans:
             self._schedule()
         for peer, payload in effects.session:
-            self._events.session(peer, payload)
+            try:
+                self._events.session(peer, payload)
+            except PeerError as error:
+                self._refuse(peer, error)
         for peer, actor, hlc in effects.rollbacks:
             self._events.rollback(peer, actor, hlc)
         for peer, vv in effects.reseeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from roost_crdt import frames
+from roost_crdt.errors import PeerError
 from roost_crdt.limits import Limits
 
 pytestmark = pytest.mark.parametrize("loop", sorted(LOOPS))
@@ -95,6 +97,8 @@ def test_of_duelling_dials_the_lower_ids_stays(loop: str) -> None:
                 assert linked(a, b)
                 diallers = {n.gossip._links[p].dialler for n, p in ((a, "b"), (b, "a"))}
                 assert len(diallers) == 1
+                # The link that gives way to the other is no lost neighbour: calls go on.
+                assert not [event for event in a.events + b.events if event[0] == "down"]
                 a.put(b"k", b"v")
                 await until(lambda a=a, b=b: a.store.rows == b.store.rows)
 
@@ -217,6 +221,51 @@ def test_a_neighbour_that_breaks_the_protocol_is_cut_off(loop: str, garbage: byt
         await until(lambda: not a.replica.peers)
         assert a.status("x").last_error
         assert (a.store.vv, a.store.rows) == before
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("fault", [{"cluster": "other"}, {"versions": (99,)}, {"node": "a"}])
+def test_a_stranger_does_not_end_the_link_of_the_neighbour_it_says_to_be(
+    loop: str, fault: dict[str, object]
+) -> None:
+    async def main() -> None:
+        a, b = pair()
+        async with running(a, b):
+            await until(lambda: linked(a, b))
+            await asyncio.sleep(0.3)
+            link = a.gossip._links["b"]
+            asked = {"versions": (1,), "cluster": "test", "node": "b", "actor": 9} | fault
+            async with connect(a.url + "/gossip", compression=None) as stranger:
+                await stranger.send(frames.encode_greeting(frames.Greeting(**asked)))
+                assert isinstance(await last_frame(stranger), frames.Error)
+            assert a.gossip._links["b"] is link
+            a.put(b"k", b"v")
+            await until(lambda: a.store.rows == b.store.rows)
+
+    run(loop, main)
+
+
+def test_a_refused_session_frame_ends_that_link_only(loop: str) -> None:
+    async def main() -> None:
+        a, b = pair()
+
+        def refuse(peer: str, payload: bytes) -> None:
+            if payload == b"nonsense":
+                raise PeerError("no session frame")
+            a.events.append(("session", peer, payload))
+
+        a.gossip._events = dataclasses.replace(a.gossip._events, session=refuse)
+        async with running(a, b):
+            await until(lambda: linked(a, b))
+            await asyncio.sleep(0.3)
+            assert b.gossip.send_session("a", b"nonsense")
+            await until(lambda: "no session frame" in b.status("a").last_error)
+            await until(lambda: linked(a, b))
+            assert b.gossip.send_session("a", b"good")
+            await until(lambda: ("session", "b", b"good") in a.events)
+            a.put(b"k", b"v")
+            await until(lambda: a.store.rows == b.store.rows)
 
     run(loop, main)
 
