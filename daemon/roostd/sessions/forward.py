@@ -77,7 +77,7 @@ class Forwarder:
         silent: list[str] = []
         for node, answer in zip(nodes, answers, strict=True):
             if isinstance(answer, RoostError):
-                silent.append(node)
+                silent.append(f"{node} ({answer.message})")
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer is not None:
@@ -90,8 +90,8 @@ class Forwarder:
             return context.shelf.remember_stub(sid, best[0], best[1])
         if silent:
             raise Unavailable(
-                f"session {sid} is not known here and {', '.join(silent)} did not answer; "
-                "try again or give the session's token",
+                f"session {sid} is not known here and {', '.join(silent)} did not answer; try "
+                "again or give the session's token",
                 retry_after_ms=500,
             )
         if may_begin:
