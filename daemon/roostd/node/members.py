@@ -169,7 +169,7 @@ class Members:
         """The members, as GET /v1/cluster and `roost member list` show them."""
         now_ms = self._now_ms()
         content = self.roster.content(self._store.vv)
-        return [
+        listed: list[dict[str, object]] = [
             {
                 "node": member.node,
                 "actor": f"{member.actor:016x}",
@@ -179,3 +179,8 @@ class Members:
             }
             for _, member in sorted(self.roster.members.items())
         ]
+        if self.node not in self.roster.members:  # its first report is still to come
+            actor = f"{self._store.actor:016x}"
+            own = {"node": self.node, "actor": actor, "reported_ms": None}
+            listed.append(own | {"current": True, "retired": 0})
+        return listed
