@@ -429,7 +429,10 @@ class Node:
         self.sessions.on_link_up(peer)
 
     def _link_down(self, peer: str) -> None:
-        self.rpc.peer_down(peer)
+        """A link that was closed says nothing of calls: their connections end by themselves."""
+        silent_ms = self.gossip.silent_ms(peer)
+        if silent_ms is None or silent_ms >= self.limits.heartbeat_ms * self.limits.down_missed:
+            self.rpc.peer_down(peer)
 
     def _session_frame(self, peer: str, payload: bytes) -> None:
         try:
