@@ -102,7 +102,7 @@ async def test_a_new_life_after_collection_outlives_an_old_expiry_elsewhere(
 
 async def test_members_are_listed_and_removed_through_a_face(tmp_path: Path) -> None:
     async with served(tmp_path) as running:
-        await until(lambda: running.node.membership.listed())
+        await until(lambda: running.node.membership.members.roster.members)
         client = await running.client(resp3=True)
         (member,) = json.loads((await client.do("ROOST.MEMBERS"))[b"members_json"])
         assert member["node"] == "eu-1"
