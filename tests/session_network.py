@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from roost_crdt import fold
-from roost_crdt.errors import CorruptData, PeerError
+from roost_crdt.errors import PeerError
 from roost_crdt.fold import TurnRef
 from roost_crdt.home import Candidate, Meta, Whole, decode_frame, encode_frame
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
@@ -92,6 +92,9 @@ class Node:
             limits=self.network.limits,
             now_ms=lambda: self.network.now_ms,
             ttl_ms=lambda: self.network.ttl_ms,
+        )
+        self.shelf.on_corrupt = lambda sid, error: self.network.broken.append(
+            (self.name, sid, str(error))
         )
         self.stream = Stream(
             self.shelf,
@@ -226,7 +229,7 @@ class Network:
     down: dict[str, int] = field(default_factory=dict)
     ways: dict[tuple[str, str], deque[bytes]] = field(default_factory=dict)
     broken: list[tuple[str, str, str]] = field(default_factory=list)
-    """(receiver, sender, why): frames that were refused."""
+    """(node, sender or session, why): frames that were refused, sessions that are damaged."""
 
     def __post_init__(self) -> None:
         for number, name in enumerate(self.names, 1):
@@ -340,7 +343,7 @@ class Network:
         node = self.nodes[b]
         try:
             node.stream.on_frame(a, frame)
-        except (PeerError, CorruptData) as error:
+        except PeerError as error:
             self.broken.append((b, a, str(error)))
         node.flush()
         return True

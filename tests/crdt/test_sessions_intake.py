@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from session_network import Network
 
@@ -79,3 +80,18 @@ def test_an_old_merge_does_not_vouch_for_newer_turns() -> None:
     assert eu.live(SID).meta.unmerged
     eu.stream.on_frame("us", encode_frame(Merged(SID, (2, "us"), held.chain)))
     assert not eu.live(SID).meta.unmerged
+
+
+def test_a_frame_with_a_damaged_document_changes_nothing_and_is_told() -> None:
+    network = Network(("eu", "us"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    us = network["us"]
+    before, rows = us.live(SID).meta, dict(us.rows.written)
+    whole = msgspec.structs.replace(network["eu"].live(SID).whole(), epoch=(9, "eu"))
+    damaged = msgspec.structs.replace(whole, document=whole.document[:-3])
+    us.stream.on_frame("eu", encode_frame(damaged))
+    assert [(node, sid) for node, sid, _ in network.broken] == [("us", SID)]
+    assert "Whole from eu" in network.broken[0][2]
+    assert (us.live(SID).meta, us.rows.written) == (before, rows)

@@ -287,3 +287,19 @@ def test_new_standbys_get_their_copies_a_few_at_a_time() -> None:
     assert max(sent) <= COPIES_A_TICK
     network.settle()
     assert all(eu.live(f"s{number}").meta.standby == "us" for number in range(3 * COPIES_A_TICK))
+
+
+def test_one_damaged_session_does_not_hold_up_the_others() -> None:
+    network = at_home("eu", "us")
+    eu = network["eu"]
+    eu.stream.begin("s2")
+    eu.commit("s2", "two")
+    for key in [key for key in eu.rows.written if key.startswith(b"s\0s1\0e")]:
+        eu.rows.written[key] = b"\xc1"
+    eu.flush()
+    network.crash("eu")
+    network.start("eu")
+    network.settle()
+    assert {sid for _, sid, _ in network.broken} == {SID}
+    assert network["us"].turns("s2") == ["two"]
+    assert eu.live("s2").meta.acked_n == eu.live("s2").meta.n

@@ -1,6 +1,6 @@
 """What one node makes of the frames of sessions: appends, asks, merges, gives way.
 
-A frame that is refused (PeerError) has changed nothing: what turns out to be corrupt has deposed
+A frame that is refused has changed nothing: what turns out to be corrupt has deposed
 nobody and leaves no empty copy.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from roost_crdt.errors import CorruptData, PeerError
+from roost_crdt.errors import CorruptData
 from roost_crdt.home import (
     Ack,
     Deposed,
@@ -49,7 +49,11 @@ class Intake:
         self._erase = erase
 
     def on_frame(self, peer: str, payload: bytes) -> None:
-        """One frame from a neighbour. Raises PeerError; then nothing was changed."""
+        """One frame from a neighbour. Raises PeerError if it is none; then nothing was changed.
+
+        A session that is damaged, here or there, is told of and left as it is: the link and the
+        other sessions on it go on.
+        """
         frame = decode_frame(payload)
         meta = self._shelf.meta(frame.sid)
         if meta is not None and meta.erased_ms and not isinstance(frame, Erase):
@@ -58,7 +62,8 @@ class Intake:
         try:
             self._handle(peer, frame)
         except CorruptData as error:
-            raise PeerError(f"session {frame.sid} from {peer}: {error}") from error
+            why = CorruptData(f"a {type(frame).__name__} from {peer} is not taken: {error}")
+            self._shelf.on_corrupt(frame.sid, why)
 
     def _handle(self, peer: str, frame: Frame) -> None:
         match frame:

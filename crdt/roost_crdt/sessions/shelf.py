@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from roost_crdt.errors import NoSession
+from roost_crdt.errors import CorruptData, NoSession
 from roost_crdt.home import Epoch, Meta
 from roost_crdt.limits import Limits
 from roost_crdt.sessions.copy import SessionCopy
@@ -47,6 +47,8 @@ class Shelf:
         """Rises after a start or a pause: a home then asks its standby before it commits."""
         self.on_deposed: Callable[[str], None] = lambda sid: None
         """Called when a home that holds turns of its own has learnt of a higher epoch."""
+        self.on_corrupt: Callable[[str, CorruptData], None] = lambda sid, error: None
+        """Told of a session that cannot be read here, or of a frame of it that cannot."""
         self.lives: OrderedDict[str, SessionCopy] = OrderedDict()
         self.stubs: OrderedDict[str, Meta] = OrderedDict()
 

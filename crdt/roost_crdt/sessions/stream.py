@@ -5,10 +5,12 @@ Frames come in through `roost_crdt.sessions.intake`, go out through `roost_crdt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
+from roost_crdt.errors import CorruptData
 from roost_crdt.home import (
     Deposed,
     Erase,
@@ -189,7 +191,7 @@ class Stream:
         return self._out.take()
 
     def on_frame(self, peer: str, payload: bytes) -> None:
-        """One frame from a neighbour. Raises PeerError; then nothing was changed."""
+        """One frame from a neighbour. Raises PeerError if it is none; nothing was changed then."""
         self._intake.on_frame(peer, payload)
 
     def erase_here(self, sid: str, at_ms: int) -> bool:
@@ -220,21 +222,34 @@ class Stream:
             if meta is None or not meta.unmerged:
                 del self._out.unmerged[sid]
             elif now_ms - sent_ms > MERGE_AGAIN_MS:
-                self._out.send_unmerged(sid)
+                with self._contained(sid):
+                    self._out.send_unmerged(sid)
         self._copies_left = COPIES_A_TICK
         rtts = {c.node: c.rtt_ms for c in self._links.candidates()}
         self._watch_for_gone(rtts.keys())
         for sid, offered_ms in list(self._out.unacked.items()):
-            live = self._shelf.live(sid)
-            if live is None or live.meta.home != self._shelf.node:
-                del self._out.unacked[sid]
-                continue
-            rtt_ms = rtts.get(live.meta.standby or "")
-            if rtt_ms is not None:
-                if now_ms - offered_ms > 2 * rtt_ms + 500:
-                    self.offer(live)
-            else:
-                self._replace_standby(live)
+            with self._contained(sid):
+                self._offer_again(sid, now_ms - offered_ms, rtts)
+
+    def _offer_again(self, sid: str, since_ms: int, rtts: Mapping[str, float]) -> None:
+        live = self._shelf.live(sid)
+        if live is None or live.meta.home != self._shelf.node:
+            del self._out.unacked[sid]
+            return
+        rtt_ms = rtts.get(live.meta.standby or "")
+        if rtt_ms is None:
+            self._replace_standby(live)
+        elif since_ms > 2 * rtt_ms + 500:
+            self.offer(live)
+
+    @contextmanager
+    def _contained(self, sid: str) -> Iterator[None]:
+        """One damaged session must not keep the others from what is due."""
+        try:
+            yield
+        except CorruptData as error:
+            self._out.forget(sid)
+            self._shelf.on_corrupt(sid, error)
 
     def sweep_page(self, after: str, newcomers: Collection[str] = ()) -> str | None:
         """Look through the next page of sessions; where to go on, None at the end.
@@ -248,7 +263,8 @@ class Stream:
             self._sweep_due = False
         heads = self._shelf.table.heads(after, SWEEP_PAGE)
         for meta in heads:
-            self._revisit(self._shelf.meta(meta.sid) or meta, newcomers)
+            with self._contained(meta.sid):
+                self._revisit(self._shelf.meta(meta.sid) or meta, newcomers)
         if len(heads) < SWEEP_PAGE:
             self._swept_ms = self._shelf.now_ms()
             return None

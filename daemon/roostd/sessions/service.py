@@ -18,6 +18,7 @@ import msgspec
 
 from roost_crdt.errors import (
     BadRequest,
+    CorruptData,
     NoSession,
     RoostError,
     SessionUnavailable,
@@ -32,6 +33,7 @@ from roost_crdt.token import Claims
 from roostd.sessions import types
 from roostd.sessions.context import Context
 from roostd.sessions.copies import Copies
+from roostd.sessions.damage import Damage
 from roostd.sessions.delivery import Delivery
 from roostd.sessions.erasure import ERASE, Erasure
 from roostd.sessions.forward import DO, LOCATE, Forwarder
@@ -80,6 +82,7 @@ class Sessions:
         self.recall = Recall(context, self.stream, self.delivery, restored)
         self._last_tick_ms = context.now_ms()
         self._following: set[asyncio.Task[None]] = set()
+        context.shelf.on_corrupt = Damage(context).say
 
     # --- requests of faces ---
 
@@ -256,6 +259,11 @@ class Sessions:
     async def _dispatch(self, request: Request, *, hops: int, origin: str) -> Answer:
         try:
             return await self._route(request, hops=hops, origin=origin)
+        except CorruptData as error:
+            raise SessionUnavailable(
+                f"the session is damaged on {self._context.node}: {error}; stop the node and run "
+                "`roost check DIR --repair`"
+            ) from error
         except Moved as moved:
             if hops >= HOPS_MAX:
                 raise Unavailable(f"{moved}; try again", retry_after_ms=200) from None
