@@ -8,7 +8,8 @@ from typing import Protocol
 
 from .disk import Image
 from .history import History
-from .node import Node, Surroundings
+from .hosting import Surroundings
+from .node import Node
 from .sessions import Sessions
 from .talkers import Talks
 

@@ -8,50 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Protocol
 
 from roost_crdt import logformat
 from roost_crdt.errors import ActorReused, PeerError
 from roost_crdt.frames import Error, decode_frame, decode_greeting, encode_frame
-from roost_crdt.limits import Limits
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
 from roost_crdt.rows import Delta, Rows
 
 from .disk import Disk
-from .loop import START_MS, Crashed, Life, Loop
-from .network import Connection, Network
+from .hosting import Shell, Surroundings
+from .loop import START_MS, Crashed, Life
+from .network import Connection
 from .store import Store, StoreFailed
-from .trace import Trace
 
 TURN_MS = 0.4
 """A turn of the loop and its sync take up to this long."""
 DIAL_TIMEOUT_MS = 400.0
 _CHAIN = b"chain:"
-
-
-class Shell(Protocol):
-    """What runs on a node beside replication (sessions)."""
-
-    def link_up(self, peer: str) -> None: ...
-
-    def frame(self, peer: str, payload: bytes) -> None: ...
-
-    def flushed(self) -> None: ...
-
-    def actor_changed(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What all nodes of a run share."""
-
-    loop: Loop
-    network: Network
-    random: Random
-    trace: Trace
-    limits: Limits
 
 
 @dataclass(slots=True)

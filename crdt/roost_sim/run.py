@@ -15,9 +15,10 @@ from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP, TYPE_REGISTER, TYPE_S
 from .clients import FIELDS, Keys
 from .faults import Faults
 from .history import History
+from .hosting import Shell, Surroundings
 from .loop import START_MS, Loop, Lost
 from .network import Network
-from .node import Node, Shell, Surroundings
+from .node import Node
 from .rpc import Rpc
 from .sessions import Sessions
 from .talkers import Talker, Talks, check_sessions, settled

@@ -26,10 +26,11 @@ from roost_crdt.rows import counter, register
 from roost_crdt.rows import set as set_rows
 from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_REGISTER, TYPE_SET
 
+from .answers import Request
 from .loop import Future, Lost
 from .node import Node
 from .run import Plan, Run
-from .sessions import Request, Sessions
+from .sessions import Sessions
 
 ANSWER_MS = 10_000.0
 SETTLE_MS = 30_000.0

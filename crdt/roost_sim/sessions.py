@@ -6,19 +6,14 @@ bare claims: where a request is carried out, takeover on the standby's own evide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from roost_crdt import fold, logformat
-from roost_crdt.entries import TurnRef
 from roost_crdt.errors import (
-    BadRequest,
     NoSession,
     PeerError,
     RoostError,
     SessionUnavailable,
-    TurnConflict,
     Unavailable,
     UnknownOutcome,
 )
@@ -28,8 +23,10 @@ from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.shelf import Shelf
 from roost_crdt.sessions.stream import Stream
 from roost_crdt.sessions.table import SessionTable
-from roost_crdt.token import Claims, claims_from_json, claims_to_json, lacks
+from roost_crdt.token import Claims, claims_from_json
 
+from .answers import Answer, Lock, Request, SessionRows, frame_text, live_home
+from .athome import AtHome
 from .loop import Future
 from .node import Node
 from .rpc import Rpc
@@ -39,82 +36,10 @@ TICK_MS = 250.0
 FORWARD_MS = 3_000.0
 PROBE_MS = 300.0
 CONFIRM_MS = 600.0
-ACK_SLACK_MS = 100.0
 HOPS_MAX = 3
 
 
-@dataclass(slots=True, frozen=True)
-class Request:
-    """What a client asks of a session."""
-
-    kind: str
-    sid: str
-    token: bytes | None = None
-    turn_id: str = ""
-    message: bytes = b""
-    on_conflict: str = "append"
-    call: str = ""
-    status: str = ""
-    result: bytes | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the client is told; `held` is what the copy that answered held, for the checker."""
-
-    token: bytes
-    home: str
-    turn: int
-    stale: int = 0
-    served_by: str = "home"
-    node: str = ""
-    ref: TurnRef | None = None
-    messages: list[bytes] = field(default_factory=list)
-    held: frozenset[TurnRef] = frozenset()
-    status: str = ""
-    result: bytes | None = None
-    protected: bool = False
-    promised_ms: float = 0.0
-    """When the node that carried it out answered."""
-
-
-class Lock:
-    """First come, first served."""
-
-    def __init__(self) -> None:
-        self._queue: list[Future[None]] = []
-        self._held = False
-
-    async def __aenter__(self) -> None:
-        while self._held:
-            turn: Future[None] = Future()
-            self._queue.append(turn)
-            await turn
-        self._held = True
-
-    async def __aexit__(self, *error: object) -> None:
-        self._held = False
-        if self._queue:
-            self._queue.pop(0).set(None)
-
-
-class _Rows:
-    """The store's SESSION database."""
-
-    def __init__(self, node: Node) -> None:
-        self._store = node.store
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._store.get(logformat.KIND_SESSION, key)
-
-    def scan(self, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        return self._store.scan(logformat.KIND_SESSION, prefix, after, limit)
-
-    def put(self, items: Mapping[bytes, bytes | None]) -> int:
-        return self._store.put(logformat.KIND_SESSION, items)
-
-
-class Sessions:
+class Sessions(AtHome):
     """One life's session service."""
 
     def __init__(self, node: Node, rpc: Rpc) -> None:
@@ -124,7 +49,7 @@ class Sessions:
             node=node.name,
             region=node.region,
             actor=node.store.actor,
-            table=SessionTable(_Rows(node)),
+            table=SessionTable(SessionRows(node)),
             limits=node.world.limits,
             now_ms=node.wall_ms,
         )
@@ -163,7 +88,7 @@ class Sessions:
         self.sweep(peer)
 
     def frame(self, peer: str, payload: bytes) -> None:
-        self._count(type(decode_frame(payload)).__name__)
+        self.count(type(decode_frame(payload)).__name__)
         try:
             self.stream.on_frame(peer, payload)
         except PeerError as error:
@@ -179,7 +104,7 @@ class Sessions:
                 self._relay(peer, payload)
             if self.node.world.trace.detailed:
                 lost = "" if sent else " (no link or no room)"
-                self.node.say(f"-> {peer} {_frame_text(payload)}{lost}")
+                self.node.say(f"-> {peer} {frame_text(payload)}{lost}")
             self.node.wake()
 
     def _relay(self, peer: str, payload: bytes) -> None:
@@ -187,7 +112,7 @@ class Sessions:
         if self.node.replica.routes(peer):
             call = self.rpc.call(peer, "frame", payload, deadline_ms=1_000.0)
             self.node.world.loop.spawn(call, self.node.life)
-            self._count("frame relayed")
+            self.count("frame relayed")
 
     async def _remote_frame(self, peer: str, payload: Any) -> None:
         self.frame(peer, payload)
@@ -219,14 +144,6 @@ class Sessions:
         self._after_change()
         self.node.world.loop.after(TICK_MS, self.node.life, self._tick)
 
-    def _count(self, what: str) -> None:
-        self.node.world.trace.count("session", what)
-
-    def _durable(self) -> Future[None]:
-        future: Future[None] = Future()
-        self.node.when_durable(lambda: future.set(None), lambda: None)
-        return future
-
     # --- where a request goes
 
     async def do(self, request: Request, hops: int = 0) -> Answer:
@@ -240,8 +157,8 @@ class Sessions:
             meta = await self._locate(sid, may_begin=request.kind == "open")
             if meta is None:
                 live = self.stream.begin(sid)
-                await self._durable()
-                return self._opened(live)
+                await self.durable()
+                return self.opened(live)
         shelf.check_lives(meta)
         if meta.home == self.node.name:
             held = shelf.live(sid)
@@ -251,15 +168,15 @@ class Sessions:
                 return await self._forward(request, claims, shelf.meta(sid) or meta, hops)
             await self._confirm(held)
             if held.meta.home == self.node.name:
-                return await self._at_home(
+                return await self.at_home(
                     held, request, claims, "home" if not hops else "forwarded"
                 )
         if claims is not None and request.kind == "read":
             copy = shelf.live(sid)
             has = copy is not None and (claims.turn or copy.meta.n)
             if copy is not None and has and not self.lacking(copy, claims):
-                await self._durable()
-                return self._read(copy, claims, "replica")
+                await self.durable()
+                return self.read(copy, claims, "replica")
         return await self._forward(request, claims, shelf.meta(sid) or meta, hops)
 
     async def _forward(
@@ -276,7 +193,7 @@ class Sessions:
             if await self._take_over(meta.sid):
                 live = self.shelf.live(meta.sid)
                 assert live is not None
-                return await self._at_home(live, request, claims, "takeover")
+                return await self.at_home(live, request, claims, "takeover")
             raise home_error
         if meta.standby is not None and meta.standby not in (self.node.name, meta.home):
             return await self._ask(meta.standby, request, hops, guard=False)
@@ -335,7 +252,7 @@ class Sessions:
 
     async def _remote_locate(self, peer: str, sid: Any) -> Meta | None:
         meta = self.shelf.meta(sid)
-        await self._durable()
+        await self.durable()
         return meta if meta is not None and meta.held else None
 
     async def _remote_ping(self, peer: str, args: Any) -> bool:
@@ -364,6 +281,8 @@ class Sessions:
             wait_ms = TAKEOVER_AFTER_MS - silent_ms
         if not await self.probe_failed(home):
             return False
+        if live_home(self.shelf.meta(sid)) == self.node.name:
+            return True  # it was handed over meanwhile
         if not self.stream.take_over(sid, probe_failed=True):
             return False
         silent_ms = self.silent_ms(home)
@@ -372,8 +291,8 @@ class Sessions:
                 f"I9: {self.node.name} takes {sid} over from {home}, which it heard {silent_ms} ms "
                 "ago"
             )
-        await self._durable()
-        self._count("takeover")
+        await self.durable()
+        self.count("takeover")
         self.node.say(f"takes over {sid} from {home}")
         return True
 
@@ -395,7 +314,7 @@ class Sessions:
         except RoostError:
             return
         if found is not None and found.epoch > live.meta.epoch:
-            self._count("deposed when asking")
+            self.count("deposed when asking")
             self.shelf.learn(meta.sid, found.epoch, found.standby)
             self.sweep()
             return
@@ -422,8 +341,8 @@ class Sessions:
             live.enter_epoch(self.node.name, peer, self.node.wall_ms())
             live.confirmed = self.shelf.generation
             self.stream.offer(live)
-            await self._durable()
-            self._count("yielded")
+            await self.durable()
+            self.count("yielded")
         return live.meta
 
     # --- handover
@@ -442,15 +361,15 @@ class Sessions:
                 try:
                     await self.rpc.call(node, "adopt", encode_frame(frame), deadline_ms=1_500.0)
                 except UnknownOutcome:
-                    self._count("handover unknown")
+                    self.count("handover unknown")
                     self.stream.handover_unknown(live, frame)
-                    await self._durable()
+                    await self.durable()
                     return False
                 except RoostError:
                     return False
                 self.stream.handed_over(live, frame)
-                await self._durable()
-                self._count("handover")
+                await self.durable()
+                self.count("handover")
                 self.node.say(f"hands {sid} over to {node}")
                 return True
         finally:
@@ -461,7 +380,7 @@ class Sessions:
         assert isinstance(frame, Whole)
         if not self.stream.adopt(frame):
             raise Unavailable(f"session {frame.sid} has a newer epoch here")
-        await self._durable()
+        await self.durable()
         return True
 
     async def drain(self) -> int:
@@ -473,162 +392,3 @@ class Sessions:
                 moved = known.standby is not None and await self.move(known.sid, known.standby)
                 remain += not moved
         return remain
-
-    # --- at home
-
-    def lock(self, sid: str) -> Lock:
-        return self._locks.setdefault(sid, Lock())
-
-    def still_home(self, live: SessionCopy) -> None:
-        """After every wait: the session may have moved meanwhile."""
-        if live.meta.home != self.node.name:
-            raise Unavailable(f"session {live.meta.sid} has just moved")
-
-    def lacking(self, live: SessionCopy, claims: Claims | None) -> int:
-        """How many turns this copy lacks of what the token's bearer has seen."""
-        return 0 if claims is None else lacks(claims, live.fold.lineage())
-
-    async def _at_home(
-        self, live: SessionCopy, request: Request, claims: Claims | None, served_by: str
-    ) -> Answer:
-        with live.pinned():
-            if request.kind == "open":
-                answer = self._opened(live)
-            elif request.kind == "read":
-                answer = self._read(live, claims, served_by)
-            else:
-                async with self.lock(live.meta.sid):
-                    self.still_home(live)
-                    if request.kind == "commit":
-                        answer = await self._commit(live, request, claims)
-                    else:
-                        answer = await self._call(live, request)
-        await self._durable()
-        return replace(answer, served_by=served_by)
-
-    def _answer(self, live: SessionCopy) -> Answer:
-        meta = live.meta
-        now_s = self.node.wall_ms() // 1000
-        claims = Claims(
-            sid=meta.sid,
-            home=meta.home,
-            standby=meta.standby,
-            epoch=meta.epoch,
-            turn=live.head_turn(),
-            path=live.path_epochs(),
-            aud="sim",
-            iss=self.node.name,
-            iat=now_s,
-            exp=now_s + 3_600,
-        )
-        held = frozenset((n, node, turn) for n, node, turn in refs_of(live))
-        return Answer(
-            claims_to_json(claims),
-            meta.home,
-            live.head_turn(),
-            node=self.node.name,
-            held=held,
-            promised_ms=self.node.world.loop.now_ms,
-        )
-
-    def _opened(self, live: SessionCopy) -> Answer:
-        return self._answer(live)
-
-    def _read(self, live: SessionCopy, claims: Claims | None, served_by: str) -> Answer:
-        answer = self._answer(live)
-        answer.messages = live.fold.messages(None)
-        answer.stale = self.lacking(live, claims)
-        answer.served_by = served_by
-        return answer
-
-    async def _commit(self, live: SessionCopy, request: Request, claims: Claims | None) -> Answer:
-        stale = self.lacking(live, claims)
-        first = live.fold.find_turn_id(request.turn_id)
-        if first is None:
-            if claims is not None and not stale and request.on_conflict == "reject":
-                seen = claims.path[-1] if claims.path else None
-                on_path = seen is None or live.fold.on_path((seen[0], seen[1], seen[3]))
-                if not on_path or live.head_turn() != claims.turn:
-                    raise TurnConflict(f"session {live.meta.sid} is at {live.head_turn()}")
-            await self._previous_turn(live)
-            self.still_home(live)
-            now_ms = self.node.wall_ms()
-            turn = live.head_turn() + 1
-            entry = fold.turn_entry(
-                live.meta.epoch,
-                turn,
-                parent=live.fold.turn,
-                turn_id=request.turn_id,
-                messages=[request.message],
-                at_ms=now_ms,
-            )
-            update = live.write(dict([entry]), {}, now_ms)
-            self.stream.publish(live, update)
-            live.turn_n = update.n
-            first = live.fold.find_turn_id(request.turn_id)
-            assert first is not None
-        else:
-            self._count("turn id repeated")
-        await self._durable()
-        answer = self._answer(live)
-        answer.ref, answer.stale, answer.turn = first.ref, stale, first.turn
-        answer.protected = self.stream.protected(live)
-        return answer
-
-    async def _previous_turn(self, live: SessionCopy) -> None:
-        """A lost region costs at most one turn: the one before this is at the standby first."""
-        wait_ms = next(
-            (2 * c.rtt_ms + ACK_SLACK_MS for c in self.candidates() if c.node == live.meta.standby),
-            0.0,
-        )
-        held: Future[None] = Future()
-        self.stream.when_held(live, live.turn_n, lambda: held.set(None))
-        if wait_ms:
-            self.node.world.loop.after(wait_ms, self.node.life, held.set, None)
-            await held
-
-    async def _call(self, live: SessionCopy, request: Request) -> Answer:
-        state = live.fold.calls.get(request.call)
-        epoch = live.meta.epoch
-        status = live.fold.status(request.call, epoch[0]) if state is not None else None
-        if request.status == "begun":
-            attempt = 1 if state is None else state.attempt + 1
-            done = state is not None and status not in ("in_doubt", "failed")
-        elif state is None:
-            raise BadRequest(f"call {request.call} was never begun")
-        else:
-            attempt, done = state.attempt, status in ("finished", request.status)
-        if not done:
-            now_ms = self.node.wall_ms()
-            entry = fold.call_entry(
-                request.call,
-                attempt,
-                request.status,  # type: ignore[arg-type]
-                epoch,
-                tool="tool",
-                args=b"{}",
-                result=request.result,
-                at_ms=now_ms,
-            )
-            self.stream.publish(live, live.write(dict([entry]), {}, now_ms))
-        await self._durable()
-        answer = self._answer(live)
-        after = live.fold.calls[request.call]
-        answer.status, answer.result = after.status, after.result
-        return answer
-
-
-def _frame_text(payload: bytes) -> str:
-    frame = decode_frame(payload)
-    parts = [type(frame).__name__, frame.sid]
-    for name in ("epoch", "standby", "n"):
-        value = getattr(frame, name, None)
-        if value is not None:
-            parts.append(f"{name} {value}")
-    return f"{' '.join(parts)} ({len(payload)} bytes)"
-
-
-def refs_of(live: SessionCopy) -> list[TurnRef]:
-    """Every turn that a copy holds, on whatever branch."""
-    branches = [entry.ref for branch in live.fold.branches() for entry in branch.entries]
-    return [*(entry.ref for entry in live.fold.path()), *branches]

@@ -10,9 +10,10 @@ from roost_crdt.entries import TurnRef
 from roost_crdt.errors import RoostError, TurnConflict
 from roost_crdt.token import claims_from_json
 
+from .answers import Answer, Request
 from .loop import Loop, Lost
 from .node import Node
-from .sessions import Answer, Request, Sessions
+from .sessions import Sessions
 
 ATTEMPTS_MAX = 6
 
@@ -250,6 +251,11 @@ def _unsettled(nodes: Mapping[str, Node], sid: str) -> str:
     services = _services(nodes)
     metas = {name: service.shelf.meta(sid) for name, service in services.items()}
     homes = [name for name, m in metas.items() if m is not None and m.held and m.home == name]
+    if not any(m is not None and m.held for m in metas.values()):
+        return ""  # nobody has it any more: an error only if an answer binds
+    newest = max((m for m in metas.values() if m is not None and m.held), key=lambda m: m.epoch)
+    if not homes and nodes[newest.home].excused_rollbacks and newest.standby is None:
+        return ""  # its home lost it and had no standby yet
     if len(homes) != 1:
         return f"I9: {sid} is at home at {homes}"
     home = homes[0]
@@ -279,11 +285,17 @@ def check_sessions(nodes: Mapping[str, Node], talks: Talks) -> list[str]:
             problems.append(unsettled)
             continue
         home = next(
-            service
-            for name, service in services.items()
-            if (meta := service.shelf.meta(sid)) is not None and meta.held and meta.home == name
+            (
+                service
+                for name, service in services.items()
+                if (meta := service.shelf.meta(sid)) is not None and meta.held and meta.home == name
+            ),
+            None,
         )
-        problems += _check_content(services, home, sid, talks)
+        if home is not None:
+            problems += _check_content(services, home, sid, talks)
+        elif any(turn.refs for turn in talks.turns.values() if turn.sid == sid):
+            problems.append(f"I9: nobody is at home with {sid}, of which turns were answered")
     return problems
 
 

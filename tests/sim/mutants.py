@@ -19,7 +19,7 @@ from roost_crdt.home import Verdict, judge_update
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import TAG_ACTOR, TYPE_COUNTER
 from roost_crdt.sessions import copy, intake, shelf, stream
-from roost_sim import disk, node, sessions, store
+from roost_sim import athome, disk, node, sessions, store
 from roost_sim.explore import run_seed
 
 Patch = tuple[Any, str, Any]
@@ -143,7 +143,7 @@ def _always(*_: Any, **__: Any) -> bool:
 
 
 MUTANTS: dict[str, tuple[Patch, ...]] = {
-    "staleness by bare turn numbers": ((sessions, "lacks", _bare_turns),),
+    "staleness by bare turn numbers": ((athome, "lacks", _bare_turns),),
     "a reset takes the whole row, not what it observed": ((rows, "join_row", _one_winner),),
     "a gap in a neighbour's records is accepted": ((inflow, "decode_record", _no_gaps),),
     "the window has no bound": ((peer.Peer, "room", _always),),

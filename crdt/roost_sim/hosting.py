@@ -1,0 +1,36 @@
+"""What nodes run in and what runs on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from roost_crdt.limits import Limits
+
+from .loop import Loop
+from .network import Network
+from .trace import Trace
+
+
+class Shell(Protocol):
+    """What runs on a node beside replication (sessions)."""
+
+    def link_up(self, peer: str) -> None: ...
+
+    def frame(self, peer: str, payload: bytes) -> None: ...
+
+    def flushed(self) -> None: ...
+
+    def actor_changed(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What all nodes of a run share."""
+
+    loop: Loop
+    network: Network
+    random: Random
+    trace: Trace
+    limits: Limits
