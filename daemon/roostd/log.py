@@ -75,6 +75,8 @@ class Log:
         self._begun = self.last_seq > 0
         """Whether the active segment has its header on disk."""
         self._fd = os.open(self._active.path, os.O_RDWR | os.O_CLOEXEC)
+        if self.last_seq > applied.seq:
+            os.fdatasync(self._fd)  # a kill may have come between the write and its sync
         self._housekeeper.start(self._active.number + 1)
         self._room = 0
         self._measure()
