@@ -139,10 +139,7 @@ class Local:
             token=self._context.token(live),
             fields=live.fold.fields(),
             calls=calls,
-            reconciled=[
-                Branch(epoch=b.epoch[0], turn=b.turn, messages=b.messages)
-                for b in live.fold.branches()
-            ],
+            reconciled=_reconciled(live),
             served_by=served_by,
             lag_ms=self._copy_age_ms(live) if stale else 0,
         )
@@ -349,6 +346,21 @@ class Local:
 
     def _copy_age_ms(self, live: SessionCopy) -> int:
         return max(0, self._context.now_ms() - live.meta.used_ms)
+
+
+def _reconciled(live: SessionCopy) -> list[Branch]:
+    """Branches beside the active path, without turns that were retried onto it."""
+    found = live.fold.branches()
+    if not found:
+        return []
+    onto = {(turn.turn_id, *turn.messages) for turn in live.fold.path() if turn.turn_id}
+    branches = []
+    for branch in found:
+        kept = [turn for turn in branch.entries if (turn.turn_id, *turn.messages) not in onto]
+        if kept:
+            messages = [message for turn in kept for message in turn.messages]
+            branches.append(Branch(epoch=branch.epoch[0], turn=kept[-1].turn, messages=messages))
+    return branches
 
 
 def _same_call(tool: str, args: bytes, request: CallStep) -> bool:
