@@ -176,3 +176,10 @@ def test_expiries_join_by_stamp() -> None:
     assert join_expiry(early, early) == (early, False)
     assert join_expiry(early, late) == join_expiry(late, early) == (late, False)
     assert join_expiry((1, 1, 5), (1, 1, 6)) == ((1, 1, 6), True)
+
+
+def test_a_reused_stamp_that_changes_nothing_is_told_with_an_empty_delta() -> None:
+    mine = {layout.HEAD: ((), 5, 1, 50)}
+    with pytest.raises(StampReused) as caught:
+        join_delta(layout.TYPE_SET, mine, {layout.HEAD: ((), 5, 1, 40)})
+    assert caught.value.kept == {}, "an equal row is no change, be it another object"
