@@ -189,7 +189,7 @@ class Applier:
         return self.room.used * 2 > self._index.size_max or self.room.disk_free < 1 << 30
 
     def _look(self) -> Room:
-        if self._index.stuck_readers():
+        if self._index.stuck_readers(behind=1):
             self._index.reap_readers()  # one that died gives its pages back at once
         stat = os.statvfs(self._index.path)
         return Room(
