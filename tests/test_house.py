@@ -41,7 +41,7 @@ def python_files(*rooms: str) -> list[Path]:
 
 
 def text_files() -> Iterator[tuple[Path, str]]:
-    paths = [path for path in ROOT.iterdir() if path.is_file()]
+    paths = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     paths += [path for room in TEXTS for path in (ROOT / room).rglob("*") if path.is_file()]
     for path in paths:
         if "__pycache__" in path.parts or path.suffix in (".pyc", ".png", ".ico"):
