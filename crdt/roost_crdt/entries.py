@@ -1,11 +1,13 @@
 """Keys and bodies of what a session's document holds.
 
-    t/{n}.{node}.{turn}                                 [parent, turn_id, messages, at_ms]
-    s/{n}.{node}.{k}                                    [covers, message]
-    c/{call}/{attempt}/{begun|finished|failed}/{node}   [tool, args, result, [n, at_ms]]
-    {policy} NUL {field}                                [n, node, value, at_ms]
+    t/{n}.{node}.{turn}                                     [parent, turn_id, messages, at_ms]
+    s/{n}.{node}.{k}                                        [covers, message]
+    c/{call}/{attempt}/{begun|finished|failed}/{n}.{node}   [tool, args, result, at_ms]
+    {policy} NUL {field}                                    [n, node, value, at_ms]
 
-Entries (`t`, `s`, `c`) are written once; fields are overwritten. Bodies are MessagePack arrays,
+Entries (`t`, `s`, `c`) are written once: each names the epoch that it was written under, which one
+actor has to itself, so that a home that lost a tail cannot write another one of the same name.
+Fields are overwritten. Bodies are MessagePack arrays,
 messages and values in them raw JSON texts: as numbers of a document they would not survive.
 What is read here came from a disk or another node, so each part has its one spelling and bound.
 """
@@ -32,7 +34,9 @@ TURN_MAX = (1 << 32) - 1
 NODE_BYTES_MAX = 128
 CALL_BYTES_MAX = 512
 _MS_MAX = 1 << 48
-_PLACE = re.compile(rf"[ts]/([1-9][0-9]{{0,5}})\.(.{{1,{NODE_BYTES_MAX}}})\.(0|[1-9][0-9]{{0,9}})")
+_EPOCH = rf"([1-9][0-9]{{0,5}})\.(.{{1,{NODE_BYTES_MAX}}})"
+_PLACE = re.compile(rf"[ts]/{_EPOCH}\.(0|[1-9][0-9]{{0,9}})")
+_WRITTEN = re.compile(_EPOCH)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be (text that is not UTF-8 too)."""
 _STEPS = ("begun", "failed", "finished")
@@ -77,7 +81,7 @@ class CallLeaf(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     tool: str
     args: bytes
     result: bytes | None
-    stamp: tuple[int, int]
+    at_ms: int
 
 
 class FieldLeaf(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -132,8 +136,8 @@ def call_entry(
 ) -> tuple[str, bytes]:
     """Key and leaf of one step of a tool call; `attempt` counts from 1."""
     return (
-        f"c/{call}/{attempt}/{status}/{epoch[1]}",
-        encode_leaf(CallLeaf(tool, args, result, (epoch[0], at_ms))),
+        f"c/{call}/{attempt}/{status}/{epoch[0]}.{epoch[1]}",
+        encode_leaf(CallLeaf(tool, args, result, at_ms)),
     )
 
 
@@ -154,7 +158,7 @@ class CallPlace(NamedTuple):
     call: str
     attempt: int
     status: Step
-    node: str
+    epoch: Epoch
 
 
 def read_turn(key: str, leaf: bytes) -> TurnEntry:
@@ -186,21 +190,25 @@ def read_summary(key: str, leaf: bytes) -> Summary:
 
 def read_step(key: str, leaf: bytes) -> tuple[CallPlace, CallLeaf]:
     parts = key.split("/", 4)
-    if len(parts) != 5 or not parts[1] or not parts[4] or parts[3] not in _STEPS:
+    if len(parts) != 5 or not parts[1] or parts[3] not in _STEPS:
         raise CorruptData(f"entry {key!r} is no step of a call")
-    _, call, attempt, status, node = parts
+    _, call, attempt, status, written = parts
+    match = _WRITTEN.fullmatch(written)
+    if match is None or int(match[1]) > EPOCH_MAX:
+        raise CorruptData(f"entry {key[:80]!r} names no epoch and node")
     if len(key) > CALL_BYTES_MAX + NODE_BYTES_MAX:
         raise CorruptData("the key of a call's step is too long")
     try:
         body = _decode_call(leaf)
     except _UNREADABLE as error:
         raise _unreadable(key, error) from error
-    if not (0 < body.stamp[0] <= EPOCH_MAX and 0 <= body.stamp[1] < _MS_MAX):
-        raise CorruptData(f"entry {key!r} has no such stamp")
+    if not 0 <= body.at_ms < _MS_MAX:
+        raise CorruptData(f"entry {key!r} has no such time")
     number = _number(key, attempt, TURN_MAX)
     if not number:
         raise CorruptData(f"entry {key!r} counts attempts from 1")
-    return CallPlace(call, number, status, node), body  # type: ignore[arg-type]
+    epoch = (int(match[1]), match[2])
+    return CallPlace(call, number, status, epoch), body  # type: ignore[arg-type]
 
 
 def read_field(key: str | None, leaf: bytes) -> FieldLeaf:

@@ -6,8 +6,8 @@ function of the set of entries: order, repetition and batching do not matter.
 - The active path runs from the highest (n, node, turn) along `parent`. Turns beside it (a stale
   home had not replicated them) are branches: kept, never lost, shown as reconciled.
 - A summary names the turn that it covers: reading the path stops there.
-- A call's status: any finished one (smallest stamp), else that of the latest attempt, failed over
-  begun. `begun` under an earlier epoch reads as `in_doubt`: no merge can undo an effect.
+- A call's status: any finished one (the earliest epoch's), else that of the latest attempt, failed
+  over begun. `begun` under an earlier epoch reads as `in_doubt`: no merge can undo an effect.
 - A field has the value of the highest (n, node, at_ms).
 """
 
@@ -64,7 +64,7 @@ __all__ = [
 
 
 class CallState(NamedTuple):
-    """Where a tool call is. `n` is the epoch number under which the step shown was written.
+    """Where a tool call is. `epoch` is the one under which the step shown was written.
 
     `tool` and `args` are those of its first step; `result` is raw JSON where there is one.
     """
@@ -74,7 +74,7 @@ class CallState(NamedTuple):
     args: bytes
     result: bytes | None
     attempt: int
-    n: int
+    epoch: Epoch
 
 
 class Branch(NamedTuple):
@@ -319,12 +319,12 @@ class Fold:
 
     # --- ledger and fields ----------------------------------------------------------------------
 
-    def status(self, call: str, epoch_n: int) -> Status | None:
-        """Where a call is for a home of epoch number `epoch_n`; None if it was never begun."""
+    def status(self, call: str, epoch: Epoch) -> Status | None:
+        """Where a call is for the home of `epoch`; None if it was never begun."""
         state = self.calls.get(call)
         if state is None:
             return None
-        if state.status == "begun" and state.n < epoch_n:
+        if state.status == "begun" and state.epoch < epoch:
             return "in_doubt"
         return state.status
 
@@ -410,12 +410,10 @@ def _call_state(steps: Iterable[tuple[CallPlace, CallLeaf]]) -> CallState:
         failed = [step for step in latest if step[0].status == "failed"]
         # A call that two homes began is in doubt only if the newer of them has lost its place.
         place, body = failed[0] if failed else latest[-1]
-    return CallState(
-        place.status, first.tool, first.args, body.result, place.attempt, body.stamp[0]
-    )
+    return CallState(place.status, first.tool, first.args, body.result, place.attempt, place.epoch)
 
 
-def _step_order(step: tuple[CallPlace, CallLeaf]) -> tuple[tuple[int, int], str, int, bytes]:
-    """By stamp; ties by node, attempt and body, so that every node sees one order."""
+def _step_order(step: tuple[CallPlace, CallLeaf]) -> tuple[Epoch, int, int, bytes]:
+    """By epoch and time; ties by attempt and body, so that every node sees one order."""
     place, body = step
-    return body.stamp, place.node, place.attempt, encode_leaf(body)
+    return place.epoch, body.at_ms, place.attempt, encode_leaf(body)

@@ -152,9 +152,10 @@ class AtHome:
             await held
 
     async def _call(self, live: SessionCopy, request: Request) -> Answer:
+        now_ms = self.node.wall_ms()
+        live.own_epoch(now_ms)
         state = live.fold.calls.get(request.call)
-        epoch = live.meta.epoch
-        status = live.fold.status(request.call, epoch[0]) if state is not None else None
+        status = live.fold.status(request.call, live.meta.epoch)
         if request.status == "begun":
             attempt = 1 if state is None else state.attempt + 1
             done = state is not None and status not in ("in_doubt", "failed")
@@ -163,12 +164,11 @@ class AtHome:
         else:
             attempt, done = state.attempt, status in ("finished", request.status)
         if not done:
-            now_ms = self.node.wall_ms()
             entry = fold.call_entry(
                 request.call,
                 attempt,
                 request.status,  # type: ignore[arg-type]
-                epoch,
+                live.meta.epoch,
                 tool="tool",
                 args=b"{}",
                 result=request.result,

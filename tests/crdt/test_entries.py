@@ -64,8 +64,8 @@ def test_a_step_comes_back_as_it_went_in(node: str, call: str, attempt: int) -> 
     )
     check_entry(key, leaf)
     place, body = read_step(key, leaf)
-    assert place == (call, attempt, "failed", node)
-    assert (body.tool, body.args, body.result, body.stamp) == ("t", b"{}", b"1", (3, 9))
+    assert place == (call, attempt, "failed", (3, node))
+    assert (body.tool, body.args, body.result, body.at_ms) == ("t", b"{}", b"1", 9)
 
 
 def test_a_field_comes_back_as_it_went_in() -> None:
@@ -153,17 +153,21 @@ def test_a_parent_is_the_turn_before_of_no_later_epoch() -> None:
 @pytest.mark.parametrize(
     ("key", "leaf"),
     [
-        ("c/a/1/begun", pack("t", b"", None, [1, 1])),
-        ("c//1/begun/eu", pack("t", b"", None, [1, 1])),
-        ("c/a/1/begun/", pack("t", b"", None, [1, 1])),
-        ("c/a/1/ended/eu", pack("t", b"", None, [1, 1])),
-        ("c/a/0/begun/eu", pack("t", b"", None, [1, 1])),
-        ("c/a/01/begun/eu", pack("t", b"", None, [1, 1])),
-        ("c/a/x/begun/eu", pack("t", b"", None, [1, 1])),
-        ("c/" + "a" * 1_000 + "/1/begun/eu", pack("t", b"", None, [1, 1])),
-        ("c/a/1/begun/eu", pack("t", b"", None, [0, 1])),
-        ("c/a/1/begun/eu", pack("t", b"", None, [1, -1])),
-        ("c/a/1/begun/eu", pack("t", b"", None)),
+        ("c/a/1/begun", pack("t", b"", None, 1)),
+        ("c//1/begun/1.eu", pack("t", b"", None, 1)),
+        ("c/a/1/begun/", pack("t", b"", None, 1)),
+        ("c/a/1/begun/eu", pack("t", b"", None, 1)),
+        ("c/a/1/begun/1.", pack("t", b"", None, 1)),
+        ("c/a/1/begun/0.eu", pack("t", b"", None, 1)),
+        ("c/a/1/begun/01.eu", pack("t", b"", None, 1)),
+        ("c/a/1/begun/600000.eu", pack("t", b"", None, 1)),
+        ("c/a/1/ended/1.eu", pack("t", b"", None, 1)),
+        ("c/a/0/begun/1.eu", pack("t", b"", None, 1)),
+        ("c/a/01/begun/1.eu", pack("t", b"", None, 1)),
+        ("c/a/x/begun/1.eu", pack("t", b"", None, 1)),
+        ("c/" + "a" * 1_000 + "/1/begun/1.eu", pack("t", b"", None, 1)),
+        ("c/a/1/begun/1.eu", pack("t", b"", None, -1)),
+        ("c/a/1/begun/1.eu", pack("t", b"", None)),
         ("s/1.eu.1", pack([1, "eu"], b"m")),
         ("s/1.1", pack([1, "eu", 1], b"m")),
     ],

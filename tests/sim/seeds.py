@@ -21,5 +21,6 @@ FOUND: dict[int, str] = {
     109: "a former standby does as well",
     162: "a request for a document is not held back after a merge; acknowledgements name a chain",
     163: "a home that is told of a lost epoch of its own does not wait for itself",
+    935: "an entry of a call names its epoch: what a lost tail held is another entry",
     78: "whose link comes up is told which epochs are in force",
 }

@@ -122,7 +122,7 @@ class Local:
         calls: dict[str, dict[str, Any]] = {}
         for name, state in live.fold.calls.items():
             calls[name] = {
-                "status": live.fold.status(name, meta.epoch[0]),
+                "status": live.fold.status(name, meta.epoch),
                 "tool": state.tool,
                 "args": state.args,
                 "result": state.result,
@@ -199,13 +199,12 @@ class Local:
         if not request.call or len(request.call) > CALL_BYTES_MAX or "/" in request.call:
             raise BadRequest(f"a call key has 1 to {CALL_BYTES_MAX} characters and no slash")
         state = live.fold.calls.get(request.call)
-        epoch = live.meta.epoch
         if state is not None and not _same_call(state.tool, state.args, request):
             raise CallConflict(
                 f"call {request.call} of session {live.meta.sid} is {state.tool} with other "
                 "arguments; use another call key"
             )
-        status = live.fold.status(request.call, epoch[0]) if state is not None else None
+        status = live.fold.status(request.call, live.meta.epoch)
         if request.status == "begun":
             again = request.retry and status in ("in_doubt", "failed", "begun")
             if state is not None and not again:
