@@ -30,8 +30,9 @@ DEFAULT_POLICIES = """\
 # residency        session-local only: the regions that may hold a copy, e.g. ["eu", "us"].
 # on_loss          session-local only: what a client gets when home and standby are both lost.
 #                  "error" (default) or "recreate" (a new, empty session).
-# durability       Not where linearizable: "disk" (default) or "standby" (acknowledged after the
-#                  standby's disk too).
+# durability       Not where linearizable: "disk" (default) or "standby" (acknowledged after a
+#                  second disk too: the session's standby's, or that of the nearest neighbour in
+#                  another region).
 # float            counter only: true counts in steps of 1e-9 instead of 1.
 # fields           map only, eventually-global: "counter" lets fields be incremented (HINCRBY).
 # match            Globs that claim keys which do not begin with the policy's name, for programs

@@ -324,9 +324,6 @@ class _Reader:
         type_ = self.type(consistency)
         self.refuse_misplaced(type_, consistency)
         period, period_ms = self.period() if type_ == "quota" else ("", 0)
-        durability = self.choice("durability", ("disk", "standby"), "disk")
-        if durability == "standby" and consistency == "eventually-global" and not warning:
-            warning = f'[{self.name}] durability = "standby" is kept for sessions only so far'
         return Policy(
             name=self.name,
             readers=readers,
@@ -341,7 +338,7 @@ class _Reader:
             period_ms=period_ms,
             residency=self.strings("residency", REGIONS_MAX),
             on_loss=self.choice("on_loss", ("error", "recreate"), "error"),
-            durability=durability,
+            durability=self.choice("durability", ("disk", "standby"), "disk"),
             float_=self.flag("float"),
             counter_fields=self.choice("fields", ("value", "counter"), "value") == "counter",
             match=self.globs(),

@@ -151,7 +151,7 @@ class Operations:
             raise TooLarge(f"a value of {len(value)} bytes is over limits.value_max")
         if policy.consistency == LINEARIZABLE:
             await self._linear_put(policy, stored, value, ttl_ms, request_id)
-            return self._written(key)
+            return await self._written(key)
         expires_ms = None if ttl_ms is None else self.node.now_ms() + ttl_ms
         keys = self.node.keys
         if policy.type == "register":
@@ -179,7 +179,7 @@ class Operations:
                 f"policy {policy.name} is a {policy.type}: it cannot be set, only "
                 f"{'incremented' if policy.type == 'rate' else 'edited by Yjs clients'}"
             )
-        return self._written(key)
+        return await self._written(key)
 
     async def patch(
         self, caller: Caller, key: bytes, body: PatchValue, request_id: str | None = None
@@ -210,7 +210,7 @@ class Operations:
                     keys.remove(stored, dropped)
                 if added:
                     keys.add(stored, added)
-            return self._written(key)
+            return await self._written(key)
         fields = self._fields(put, "put") if put else {}
         names = [_field_name(leaf) for leaf in dropped]
         self._check_batch(len(fields) + len(names))
@@ -221,7 +221,7 @@ class Operations:
                 keys.map_drop(stored, names)
             if fields:
                 keys.map_put(stored, fields)
-        return self._written(key)
+        return await self._written(key)
 
     async def incr(
         self, caller: Caller, key: bytes, amount: bytes, request_id: str | None = None
@@ -234,9 +234,9 @@ class Operations:
             if by < 1:
                 raise BadRequest("a meter only counts up: incr is at least 1", field="incr")
             meter = await self.node.quotas.meter_add(stored, by, request_id or new_id())
-            return self._written(key, value=plain(meter))
+            return await self._written(key, value=plain(meter))
         if policy.type == "map" and is_object(amount):
-            return self._written(key, value=self._incr_fields(policy, stored, amount))
+            return await self._written(key, value=self._incr_fields(policy, stored, amount))
         if policy.type not in ("counter", "rate"):
             raise Unsupported(_no_increment(policy))
         by = self._amount(policy, amount, "incr")
@@ -245,7 +245,7 @@ class Operations:
         else:
             value = keys.incr(stored, by)
         text = numbers.count_text(value, policy.float_)
-        return self._written(key, value=msgspec.Raw(text))
+        return await self._written(key, value=msgspec.Raw(text))
 
     async def delete(self, caller: Caller, key: bytes, request_id: str | None = None) -> Result:
         """Delete a key; `value` says whether there was one."""
@@ -256,11 +256,11 @@ class Operations:
                 "(DELETE /v1/sessions/SID, ROOST.ERASE)"
             )
         if policy.consistency == EVENTUALLY_GLOBAL:
-            return self._written(key, value=self.node.keys.delete(stored))
+            return await self._written(key, value=self.node.keys.delete(stored))
         if policy.type not in ("register", "counter"):
             raise Unsupported(f"policy {policy.name} is a {policy.type}: it is not deleted")
         found = await self.node.linear.delete(stored, request_id=request_id)
-        return self._written(key, value=found)
+        return await self._written(key, value=found)
 
     def check_watchable(self, prefix: bytes) -> None:
         """Unsupported if all keys under a stored prefix are of a policy without changes to tell."""
@@ -292,10 +292,14 @@ class Operations:
         caller.require(WRITE, stored)
         return stored, policy
 
-    def _written(self, key: bytes, **members: Any) -> Result:
+    async def _written(self, key: bytes, **members: Any) -> Result:
+        seq = self.node.hello()["seq"]
+        due = self.node.keys.take_due()
+        if due is not None:
+            await self.node.standbys.held(due)
         return {
             "key": values.json_of(key),
-            "seq": self.node.hello()["seq"],
+            "seq": seq,
             "durable": True,
             **members,
         }

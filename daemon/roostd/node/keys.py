@@ -20,6 +20,7 @@ from roost_crdt.record import Record
 from roost_crdt.rows import Delta, Rows, counter, layout, rate, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
+from roostd.node.standby import Due
 from roostd.store import Store
 
 Leaf = bytes | str
@@ -60,6 +61,11 @@ class Keys:
         """Whether dead rows were ever dropped here."""
         self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
         self._batch_stamp: Stamp | None = None
+        self.check_standby: Callable[[bytes], None] = lambda key: None
+        """Raises where a write that needs a standby's disk would find none."""
+        self._batch_due = b""
+        """A key of the batch that needs a standby's disk."""
+        self._due: Due | None = None
 
     # --- reads ---
 
@@ -291,18 +297,29 @@ class Keys:
         if self._batch is not None:
             yield
             return
-        self._batch, self._batch_stamp = {}, None
+        self._batch, self._batch_stamp, self._batch_due = {}, None, b""
         try:
             yield
-            batch, stamp = self._batch, self._batch_stamp
+            batch, stamp, due_key = self._batch, self._batch_stamp, self._batch_due
         finally:
             self._batch = self._batch_stamp = None
         ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
         if ops:
             assert stamp is not None, "a batch with writes has a stamp"
-            self._committed(self._store.commit(stamp, ops))
+            self._commit(stamp, ops, due_key)
+
+    def take_due(self) -> Due | None:
+        """What was written since the last call and has to reach a standby's disk too."""
+        due, self._due = self._due, None
+        return due
 
     # --- inside ---
+
+    def _commit(self, stamp: Stamp, ops: list[tuple[bytes, int, Delta]], due_key: bytes) -> None:
+        record = self._store.commit(stamp, ops)
+        self._committed(record)
+        if due_key:
+            self._due = Due(record.actor, record.hlc, due_key)
 
     def _rows(self, policy: Policy, key: bytes) -> Rows:
         if self._batch is not None and key in self._batch:
@@ -341,9 +358,13 @@ class Keys:
         if policy.ttl_ms and not keep_expiry and policy.type in ("counter", "set", "map"):
             ends_ms = self._policy_expiry(policy)
             delta = delta | _EXPIRE[policy.row_type]({**rows, **delta}, stamp, ends_ms)
+        due_key = b""
+        if policy.durability == "standby" and delta:
+            self.check_standby(key)
+            due_key = self._batch_due = key
         if self._batch is None:
             if delta:
-                self._committed(self._store.commit(stamp, [(key, policy.row_type, delta)]))
+                self._commit(stamp, [(key, policy.row_type, delta)], due_key)
             return
         _, _, earlier = self._batch.get(key, (0, rows, {}))
         self._batch[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})

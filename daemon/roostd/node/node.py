@@ -40,6 +40,7 @@ from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
 from roostd.node.sessionrows import SessionRows
+from roostd.node.standby import Standbys
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -198,6 +199,8 @@ class Node:
             self._admit,
         )
         self.keys.collected = lambda: bool(self.gossip.replica.gc_floor)
+        self.standbys = Standbys.between(self.gossip, self.rpc, self.groups, self.store)
+        self.keys.check_standby = self.standbys.check
         spends = table(logformat.KIND_SPEND)
         self.consensus = consensus_backend(
             config, table(logformat.KIND_CONSENSUS), Witness(spends), self.rpc, self.limits
@@ -276,6 +279,7 @@ class Node:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
         await self.quotas.stop()
+        await self.standbys.stop()
         await self.sessions.stop()
         await self.issuers.stop()
         await self.consensus.stop()

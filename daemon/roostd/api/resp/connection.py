@@ -21,6 +21,7 @@ from roostd.api.numbers import NotANumber
 from roostd.api.resp import encode
 from roostd.api.resp.parser import ProtocolFault, RequestParser
 from roostd.api.resp.table import COMMANDS, Command, RespError, unknown_command, wrong_arity
+from roostd.node.standby import Due, settle
 from roostd.store import StoreFailed
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Connection(asyncio.Protocol):
         self._parser.restricted = self.caller is None
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._pushes: list[bytes] = []
+        self._due: list[tuple[int, Due]] = []
+        """Replies (indices in `_out`) whose write a standby has to hold before they leave."""
         self._held = False
         self._ended = False
         self._task: asyncio.Task[None] | None = None
@@ -203,7 +205,10 @@ class Connection(asyncio.Protocol):
                 self.abort()  # the node is ending, and says why
                 return
             if type(reply) is bytes:
+                due, at = self.node.keys.take_due(), len(self._out)
                 self.send(reply)
+                if due is not None and len(self._out) > at:
+                    self._due.append((at, due))
             else:
                 assert not isinstance(reply, bytes)
                 self._task = asyncio.get_running_loop().create_task(self._wait(reply))
@@ -217,9 +222,21 @@ class Connection(asyncio.Protocol):
 
     async def _wait(self, reply: Awaitable[bytes]) -> None:
         """Await one command's reply, then go on with the commands behind it."""
-        encoded = await self.settled(reply)
+        self.send(await self.settled(reply))
+        self._go_on()
+
+    async def _await_standby(self) -> None:
+        """Let the replies go when a standby holds what they tell of."""
+        due, self._due = self._due, []
+        try:
+            await settle(self.node.standbys, self._out, due, self.refusal)
+        except BaseException:
+            self.abort()
+            raise
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._task = None
-        self.send(encoded)
         if self.closing:
             self._release()
         elif not self._scheduled:
@@ -342,7 +359,7 @@ class Connection(asyncio.Protocol):
         metrics = self.server.metrics
         if isinstance(error, RoostError):
             metrics.count_error(error.code)
-            return encode.error(f"{error.code} {error.message}{_details(error)}")
+            return encode.refusal(error)
         if isinstance(error, CorruptData):
             metrics.count_error("CORRUPT")
             return encode.error(f"ERR stored data is damaged: {error}; see roost check")
@@ -384,6 +401,11 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         if self._held:
+            return
+        if self._due:
+            if self._task is None:
+                task = self._await_standby()
+                self._task = asyncio.get_running_loop().create_task(task)
             return
         if self._out and self.node.pending:
             self._held = True
@@ -471,16 +493,3 @@ class Connection(asyncio.Protocol):
             self.node.on_durable(step)
         else:
             step()
-
-
-def _details(error: RoostError) -> str:
-    """` [name=value ...]`: members of an error that a program may want."""
-    members = dict(error.details)
-    if error.retry_after_ms is not None:
-        members["retry_after_ms"] = error.retry_after_ms
-    shown = [
-        f"{name}={value}"
-        for name, value in members.items()
-        if isinstance(value, (int, str)) and not set(str(value)) & set(" ]\t\r\n") and str(value)
-    ]
-    return f" [{' '.join(shown)}]" if shown else ""

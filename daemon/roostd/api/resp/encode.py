@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from roost_crdt.errors import RoostError
+
 OK = b"+OK\r\n"
 PONG = b"+PONG\r\n"
 QUEUED = b"+QUEUED\r\n"
@@ -35,6 +37,20 @@ def error(text: str) -> bytes:
     """An error reply; line ends in the text would break the framing, so they become spaces."""
     line = text.replace("\r", " ").replace("\n", " ")
     return b"-%b\r\n" % line.encode("utf-8", "replace")
+
+
+def refusal(refused: RoostError) -> bytes:
+    """`-CODE text [name=value ...]`: with the members that a program may want."""
+    members = dict(refused.details)
+    if refused.retry_after_ms is not None:
+        members["retry_after_ms"] = refused.retry_after_ms
+    shown = [
+        f"{name}={value}"
+        for name, value in members.items()
+        if isinstance(value, (int, str)) and not set(str(value)) & set(" ]\t\r\n") and str(value)
+    ]
+    details = f" [{' '.join(shown)}]" if shown else ""
+    return error(f"{refused.code} {refused.message}{details}")
 
 
 def null(resp3: bool) -> bytes:
