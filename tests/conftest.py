@@ -24,6 +24,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("few", settings.get_profile("ci"), max_examples=10)
+"""For measurements that depend on which lines run, not on how many examples do."""
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 

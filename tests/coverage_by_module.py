@@ -70,6 +70,7 @@ def cover(module: Path) -> Cover:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)]
+        run += ["--hypothesis-profile=few"]
         run += ["--cov", str(CORE), "--cov-branch", f"--cov-report=json:{report}"]
         environ = {**os.environ, "COVERAGE_FILE": str(Path(scratch) / "data")}
         done = subprocess.run(

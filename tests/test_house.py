@@ -25,7 +25,6 @@ OTHER_LINES_MAX = 600
 SHIPPED = ("crdt", "daemon", "client")
 FUNCTION_LINES_MAX = 70
 COVERED_BY = {
-    "inflow": {"test_replica"},
     "sessions/shelf": {"test_sessions_stream"},
     "sessions/table": {"test_sessions_stream"},
     "testing": {"test_rows_laws"},

@@ -233,10 +233,15 @@ class Inflow:
     # -- snapshots
 
     def _taking_snapshot(self) -> bool:
-        return any(peer.snapshot_in is not None for peer in self._near.peers.values())
+        takings = (peer.snapshot_in for peer in self._near.peers.values())
+        return any(taking is not None and not taking.waits for taking in takings)
 
     def offered(self, peer: Peer, origin: int, now_ms: int) -> None:
-        if origin in self._lack and not self._taking_snapshot():
+        taking = peer.snapshot_in
+        if taking is not None and taking.waits:
+            again_ms = taking.asked_ms + SNAPSHOT_STALL_MS
+            peer.skew.setdefault(origin, again_ms + self._near.wall_ahead_ms)
+        elif origin in self._lack and not self._taking_snapshot():
             self._ask_snapshot(peer, now_ms)
 
     def _ask_snapshot(self, peer: Peer, now_ms: int) -> None:
@@ -263,11 +268,17 @@ class Inflow:
             self._near.effects.rows.append((ops, {}))
 
     def _delay_snapshot(self, peer: Peer, due_ms: int) -> None:
-        """Rows from the future: the rest is ignored, and the scan asked for again in time."""
+        """Rows from the future: the rest is ignored, and the scan asked for again in time.
+
+        Until then what it was to bring is asked of others, and not of this peer.
+        """
         self._snapshots += 1
         again_ms = due_ms - self._near.wall_ahead_ms
-        peer.snapshot_in = SnapshotIn(self._snapshots, again_ms - SNAPSHOT_STALL_MS)
+        peer.snapshot_in = SnapshotIn(self._snapshots, again_ms - SNAPSHOT_STALL_MS, waits=True)
         peer.skew.setdefault(peer.greeting.actor, due_ms)
+        for origin in self._lack:
+            if peer.held.get(origin, 0) > self._near.vv.get(origin, 0):
+                peer.skew.setdefault(origin, due_ms)
 
     def rows_end(self, peer: Peer, snapshot_id: int, vv: dict[int, int], now_ms: int) -> None:
         """The rows taken since the snapshot was asked for cover `vv`."""
@@ -300,14 +311,14 @@ class Inflow:
         near = self._near
         wall_ms = now_ms + near.wall_ahead_ms
         for peer in near.peers.values():
+            taking = peer.snapshot_in
+            if taking is not None and now_ms >= taking.asked_ms + SNAPSHOT_STALL_MS:
+                self._ask_snapshot(peer, now_ms)
             for origin in [o for o, due_ms in peer.skew.items() if wall_ms >= due_ms]:
                 del peer.skew[origin]
                 if origin in self._lack:
                     self._lack[origin].asked = ""
                     self._want(peer, origin, now_ms)
-            taking = peer.snapshot_in
-            if taking is not None and now_ms >= taking.asked_ms + SNAPSHOT_STALL_MS:
-                self._ask_snapshot(peer, now_ms)
         if not self._taking_snapshot():
             for origin, lack in self._lack.items():
                 if self._due_ms(origin, lack) <= now_ms:

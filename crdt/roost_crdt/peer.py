@@ -44,6 +44,8 @@ class SnapshotIn:
     id: int
     asked_ms: int
     """When it was asked for, or last brought rows."""
+    waits: bool = False
+    """Nothing is under way: its rows are from the future, and are asked for in time."""
 
 
 @dataclass(slots=True)
