@@ -9,7 +9,7 @@ from roost.environment import Index
 
 __all__ = ["SCHEMA", "Meta", "index_directory", "read_applied_seq", "read_meta"]
 
-SCHEMA = 1
+SCHEMA = 2
 """The layout that is read here; an index of another one is left to the daemon."""
 
 

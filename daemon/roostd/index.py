@@ -1,7 +1,8 @@
 """The index: LMDB, applied from the log, read here and by other processes' shared memory.
 
-Databases: `rows` (row key -> sealed row), `sessions`, `spend`, `outbox`, `consensus` (key ->
-value) and `meta`. Readers in other processes need these of meta (integers u64 big-endian):
+Databases: `rows` (row key -> sealed row), `sessions`, `spend`, `outbox`, `consensus` and `meta`
+(key -> crc32 of kind, key and value, then the value). Readers in other processes need these of
+meta, which stand without a checksum (integers u64 big-endian):
 
     schema         of this layout; a reader of another one uses the socket
     store_id       16 bytes
@@ -11,7 +12,8 @@ value) and `meta`. Readers in other processes need these of meta (integers u64 b
     policies       as the node published them
 
 and the store itself: actor, log_id, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
-chain]), position (msgpack [segment, offset]), boot_id, host, file_id, digest/GROUP (64
+chain]), position (msgpack [segment, offset]), boot_id, host, file_id, applied and layout (copies
+of applied_seq and schema behind a checksum), digest/GROUP (64
 buckets of 16 bytes), digest_hour/HOUR. Anything else in meta belongs to the node.
 
 The map is as large as the store may ever become, from the start (it is sparse; a later resize
@@ -26,8 +28,10 @@ import itertools
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import lmdb
@@ -35,7 +39,8 @@ import lmdb
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 
-SCHEMA = 1
+SCHEMA = 2
+"""1: pairs without checksums (roostd.store.upgrading)."""
 READERS_MAX = 1024
 PAGE_BYTES = 4096
 
@@ -48,10 +53,13 @@ KIND_NAMES = {
 }
 META_OWN = frozenset(
     b"schema store_id log_id applied_seq pid_ns actor secret vv head position "
-    b"boot_id host file_id".split()
+    b"boot_id host file_id applied layout upgrading".split()
 )
+PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies".split())
+"""Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema."""
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 64
+_CRC = Struct(">I")
 
 Writes = Iterable[tuple[bytes, bytes | None]]
 """Key and value in key order; None deletes."""
@@ -94,6 +102,12 @@ class Index:
             self._env.begin().abort()
             self._rows = self._env.open_db(b"rows")
             self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
+            if self._env.stat()["entries"] != len(KIND_NAMES) + 1:
+                self._env.close()
+                # Opening makes a database whose name is damaged anew, and empty.
+                raise CorruptData(
+                    f"{path}: the name of a database is damaged; run: roost check DIR --repair"
+                )
         except lmdb.Error as exc:
             if is_disk_error(exc):
                 raise
@@ -116,7 +130,8 @@ class Index:
 
     def get(self, kind: int, key: bytes) -> bytes | None:
         with self._reading, self._env.begin(db=self._kinds[kind]) as txn:
-            return txn.get(key)
+            stored = txn.get(key)
+        return None if stored is None else self._value(kind, key, stored)
 
     def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` pairs in key order, keys with `prefix` and above `after`."""
@@ -124,10 +139,10 @@ class Index:
         with self._reading, self._env.begin(db=self._kinds[kind]) as txn, txn.cursor() as cursor:
             more = cursor.set_range(max(prefix, after + b"\0" if after else b""))
             while more and len(found) < limit:
-                key, value = cursor.item()
+                key, stored = cursor.item()
                 if not key.startswith(prefix):
                     break
-                found.append((key, value))
+                found.append((key, self._value(kind, key, stored)))
                 more = cursor.next()
         return found
 
@@ -160,7 +175,50 @@ class Index:
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The same of a kind's pairs."""
+        found, complete = self._after(self._kinds[kind], start, pairs_max, bytes_max)
+        return [(key, self._value(kind, key, stored)) for key, stored in found], complete
+
+    def stored_after(
+        self, kind: int, start: bytes, pairs_max: int, bytes_max: int
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """The same with values as they are stored, for an upgrade."""
         return self._after(self._kinds[kind], start, pairs_max, bytes_max)
+
+    def damaged_pairs(self, kind: int) -> tuple[list[bytes], int]:
+        """Keys of a kind's database whose values fail their checksum, and how many pairs are
+        not found any more, though the tree says that they are there."""
+        damaged: list[bytes] = []
+        found, start, complete = 0, b"", False
+        while not complete:
+            page, complete = self._after(self._kinds[kind], start, _SCAN_ROWS_MAX, 4 << 20)
+            found += len(page)
+            for key, stored in page:
+                try:
+                    self._value(kind, key, stored)
+                except CorruptData:
+                    damaged.append(key)
+                start = key + b"\0"
+        with self._reading, self._env.begin() as txn:
+            missing: int = txn.stat(self._kinds[kind])["entries"] - found
+        return damaged, missing
+
+    def rewrite(self, kind: int, pairs: list[tuple[bytes, bytes]]) -> None:
+        """Put a kind's database together anew, of these pairs (in key order) alone."""
+        with self._env.begin(write=True) as txn:
+            txn.drop(self._kinds[kind], delete=False)
+            _put(txn, self._kinds[kind], sealed_pairs(kind, pairs))
+
+    def _value(self, kind: int, key: bytes, stored: bytes) -> bytes:
+        """What `sealed_pairs` was given. CorruptData if the bytes are not those."""
+        if kind == logformat.KIND_META and key in PLAIN_META:
+            return stored
+        value = stored[_CRC.size :]
+        if len(stored) < _CRC.size or _CRC.unpack_from(stored)[0] != _crc_of(kind, key, value):
+            raise CorruptData(
+                f"{self.path}: {KIND_NAMES[kind].decode()} {key!r} fails its checksum; "
+                "run: roost check DIR --repair"
+            )
+        return value
 
     def _after(
         self, db: Any, start: bytes, count_max: int, bytes_max: int
@@ -170,7 +228,14 @@ class Index:
         with self._reading, self._env.begin(db=db) as txn, txn.cursor() as cursor:
             if not cursor.set_range(start):
                 return found, True
+            before = start
             for key, value in cursor.iternext():
+                if key < before:
+                    raise CorruptData(
+                        f"{self.path}: keys are out of order at {key!r}; "
+                        "run: roost check DIR --repair"
+                    )
+                before = key
                 size += len(key) + len(value)
                 if found and (size > bytes_max or len(found) >= count_max):
                     return found, False
@@ -190,6 +255,11 @@ class Index:
                     key = cursor.key().partition(b"\0")[0]
                     if not key.startswith(prefix):
                         break
+                    if batch and key <= batch[-1]:
+                        raise CorruptData(
+                            f"{self.path}: keys are out of order at {key!r}; "
+                            "run: roost check DIR --repair"
+                        )
                     batch.append(key)
                     start = key + b"\x01"
                     more = cursor.set_range(start)
@@ -213,6 +283,12 @@ class Index:
         with self._env.begin(write=True) as txn:
             _put(txn, self._rows, rows)
             for kind, writes in items.items():
+                _put(txn, self._kinds[kind], sealed_pairs(kind, writes))
+
+    def write_stored(self, items: Mapping[int, Writes]) -> None:
+        """The same for pairs that are in their stored form."""
+        with self._env.begin(write=True) as txn:
+            for kind, writes in items.items():
                 _put(txn, self._kinds[kind], writes)
 
     # Room
@@ -227,10 +303,15 @@ class Index:
         high_water: int = (info["last_pgno"] + 1) * PAGE_BYTES
         if self.stuck_readers():
             return high_water
-        with self._reading, self._env.begin() as txn:
-            pages = 2 + _pages(self._env.stat())
-            for db in (self._rows, *self._kinds.values()):
-                pages += _pages(txn.stat(db))
+        try:
+            with self._reading, self._env.begin() as txn:
+                pages = 2 + _pages(self._env.stat())
+                for db in (self._rows, *self._kinds.values()):
+                    pages += _pages(txn.stat(db))
+        except lmdb.Error as exc:
+            raise CorruptData(
+                f"{self.path}: damaged: {exc}; run: roost check DIR --repair"
+            ) from exc
         return min(high_water, pages * PAGE_BYTES)
 
     def file_bytes(self) -> int:
@@ -256,6 +337,20 @@ class Index:
         """Free the reader slots of processes that died; how many."""
         freed: int = self._env.reader_check()
         return freed
+
+
+def _crc_of(kind: int, key: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(key, kind))
+
+
+def sealed_pairs(kind: int, writes: Writes) -> Writes:
+    """Values behind a checksum over kind, key and value: LMDB has none of its own."""
+    plain = PLAIN_META if kind == logformat.KIND_META else ()
+    for key, value in writes:
+        if value is None or key in plain:
+            yield key, value
+        else:
+            yield key, _CRC.pack(_crc_of(kind, key, value)) + value
 
 
 def _put(txn: lmdb.Transaction, db: Any, writes: Writes) -> None:

@@ -259,7 +259,7 @@ def test_one_damaged_row_spoils_its_set_only(writer: Writer) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("schema", (2).to_bytes(8, "big")),
+        ("schema", (3).to_bytes(8, "big")),
         ("pid_ns", (HERE + 1).to_bytes(8, "big")),
         ("policies", b"[weights]\nnew_field = 1\n"),
         ("policies", b"\xff"),

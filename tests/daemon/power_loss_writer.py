@@ -135,16 +135,17 @@ def check(store: Store, acked: int) -> int:
         shown = values.register_value(store.key_rows(b"k:%d" % slot).rows, NOW)
         assert shown == (value(newest) if newest else None), f"k:{slot} is {shown!r} at {count}"
     members = {_member(number) for number in range(2, count + 1, 2)}
-    assert set(values.set_members(store.key_rows(b"set").rows, NOW)) == members
+    assert set(values.set_members(store.key_rows(b"set").rows, NOW)) == members, "set"
     fields = {b"f%d" % (n % FIELDS): b"%d" % n for n in range(5, count + 1, 5)}
-    assert values.map_fields(store.key_rows(b"map").rows, NOW) == fields
+    assert values.map_fields(store.key_rows(b"map").rows, NOW) == fields, "map"
     # Entries of other kinds come before the record of their number, in one group or the one
     # before: the next number's may be there already.
     for pair, number in {_pair(n): n for n in range(3, count + 1, 3)}.items():
         again = number + 3 * SLOTS * len(KINDS)
-        assert int(store.get(*pair) or b"0") in (number, again if again == count + 1 else number)
+        due = (number, again if again == count + 1 else number)
+        assert int(store.get(*pair) or b"0") in due, f"{pair}: {store.get(*pair)!r}"
     held = store.vv.get(NEIGHBOUR, 0) >> 16
-    assert held in (count // 4 * 4, count // 4 * 4 + 4)
+    assert held in (count // 4 * 4, count // 4 * 4 + 4), f"vv: {held} at {count}"
     for slot in range(FIELDS):
         rows = store.key_rows(b"n:%d" % slot).rows
         expected = [n for n in range(4, held + 1, 4) if n % FIELDS == slot]
@@ -152,7 +153,7 @@ def check(store: Store, acked: int) -> int:
         assert shown == (b"%d" % expected[-1] if expected else None), f"n:{slot}"
     last = count // 7 * 7
     gone = set(store.keys(b"gone:", b"", 1_000, NOW))
-    assert gone <= {b"gone:%d" % last}
+    assert gone <= {b"gone:%d" % last}, f"back: {gone}"
     assert gone or not last or count >= last + 6, f"{last} is gone at {count}"
     return count
 

@@ -362,7 +362,7 @@ def test_a_file_that_is_no_backup_or_of_another_release(file: Path, tmp_path: Pa
     one, chain = encode_chunk(0, backupformat.HEAD, newer, backupformat.CHAIN_START)
     end = backupformat.End(newer.seq, NOW, 0, 0, 0, None)
     (tmp_path / "x").write_bytes(one + encode_chunk(1, backupformat.END, end, chain)[0])
-    with pytest.raises(ConfigError, match="schema 9, this release reads 1"):
+    with pytest.raises(ConfigError, match="schema 9, this release reads 2"):
         restore(tmp_path / "x", tmp_path / "b", random_bytes=os.urandom)
 
 

@@ -131,9 +131,10 @@ def test_a_log_without_its_index_refuses(stores: Stores, store: Store) -> None:
 def test_a_newer_schema_refuses(stores: Stores, store: Store) -> None:
     store.close()
     index = Index(store._path / "index", 16 << 20)
-    index.write([], {KIND_META: [(b"schema", (2).to_bytes(8, "big"))]})
+    newer = (3).to_bytes(8, "big")
+    index.write([], {KIND_META: [(b"layout", newer), (b"schema", newer)]})
     index.close()
-    with pytest.raises(ConfigError, match="schema 2, this release reads 1"):
+    with pytest.raises(ConfigError, match="schema 3, this release reads 2"):
         stores.open()
 
 

@@ -39,6 +39,8 @@ class Identity:
             "made" if recovery.created else "opened",
             recovery.replayed,
         )
+        if recovery.upgraded_pairs:
+            log.info("%d entries were brought to this release's schema", recovery.upgraded_pairs)
         if recovery.torn_bytes:
             log.warning(
                 "the last group of the log was torn and never acknowledged: %d bytes cut at %s",

@@ -22,7 +22,7 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import HEAD, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
 from roostd.index import Index, is_disk_error, u64
-from roostd.logrecovery import Position
+from roostd.logrecovery import REPAIR, Position
 
 START = Position(0, 0)
 _RETRY_S = 0.25
@@ -252,6 +252,7 @@ class Applier:
         meta.extend(
             [
                 (b"applied_seq", u64(batch.seq)),
+                (b"applied", u64(batch.seq)),
                 (b"vv", msgspec.msgpack.encode(vv)),
                 (b"head", msgspec.msgpack.encode(batch.head)),
                 (b"position", msgspec.msgpack.encode(tuple(batch.position))),
@@ -369,8 +370,16 @@ def _bucket_groups(buckets: list[int], changed: dict[int, int]) -> list[tuple[by
     for group in sorted({at // _GROUP_BUCKETS for at in changed}):
         first = group * _GROUP_BUCKETS
         amounts = (changed.get(at, buckets[at]) for at in range(first, first + _GROUP_BUCKETS))
-        found.append((BUCKET_PREFIX + b"%02x" % group, b"".join(map(_amount, amounts))))
+        found.append((_group_name(group), b"".join(map(_amount, amounts))))
     return found
+
+
+def _group_name(group: int) -> bytes:
+    return BUCKET_PREFIX + b"%02x" % group
+
+
+_GROUPS = {_group_name(at // _GROUP_BUCKETS): at for at in range(0, digest.BUCKETS, _GROUP_BUCKETS)}
+"""Name of each stored group of buckets -> its first bucket."""
 
 
 def _hour_pairs(hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
@@ -378,21 +387,33 @@ def _hour_pairs(hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
 
 
 def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
-    """The sums by bucket and by hour that the index holds."""
+    """The sums by bucket and by hour that the index holds. CorruptData: they are none."""
+    try:
+        return _load_buckets(index), _load_hours(index)
+    except lmdb.Error as exc:
+        raise CorruptData(f"{index.path}: damaged: {exc}; {REPAIR}") from exc
+
+
+def _load_buckets(index: Index) -> list[int]:
     buckets = [0] * digest.BUCKETS
-    meta = logformat.KIND_META
-    for name, value in index.scan(meta, BUCKET_PREFIX, b"", digest.BUCKETS):
-        first = int(name[len(BUCKET_PREFIX) :], 16) * _GROUP_BUCKETS
-        for at in range(len(value) // _AMOUNT_BYTES):
+    for name, value in index.scan(logformat.KIND_META, BUCKET_PREFIX, b"", digest.BUCKETS):
+        first = _GROUPS.get(name)
+        if first is None or len(value) != _GROUP_BUCKETS * _AMOUNT_BYTES:
+            raise CorruptData(f"{index.path}: meta {name!r} is damaged; {REPAIR}")
+        for at in range(_GROUP_BUCKETS):
             raw = value[at * _AMOUNT_BYTES : (at + 1) * _AMOUNT_BYTES]
             buckets[first + at] = int.from_bytes(raw, "big")
+    return buckets
+
+
+def _load_hours(index: Index) -> dict[int, int]:
     hours: dict[int, int] = {}
     after = b""
-    while page := index.scan(meta, HOUR_PREFIX, after, 1_000):
+    while page := index.scan(logformat.KIND_META, HOUR_PREFIX, after, 1_000):
         for name, value in page:
             hours[int.from_bytes(name[len(HOUR_PREFIX) :], "big")] = int.from_bytes(value, "big")
         after = page[-1][0]
-    return buckets, hours
+    return hours
 
 
 def _amount(value: int) -> bytes:

@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 
 from roost_crdt import digest, logformat
-from roost_crdt.errors import CorruptData
+from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import Entry, Group, Secret
 from roost_crdt.record import RowOp, decode_rows
 from roost_crdt.rows.layout import unseal
 from roostd import segments
-from roostd.index import Index
+from roostd.index import KIND_NAMES, SCHEMA, Index
 from roostd.logrecovery import recover
 from roostd.segments import Segment
 from roostd.store import identity
@@ -30,6 +30,7 @@ from roostd.store.checksessions import check_sessions, drop_sessions
 from roostd.store.opening import applied_of, create_identity
 from roostd.store.replay import redo
 from roostd.store.state import State
+from roostd.store.upgrading import OLDEST, UPGRADING, check_schema
 
 _PAGE_ROWS = 1_000
 _PAGE_BYTES = 4 << 20
@@ -49,6 +50,8 @@ class Findings:
     entries: int = 0
     problems: list[str] = field(default_factory=list)
     damaged_rows: list[bytes] = field(default_factory=list)
+    damaged_pairs: dict[int, list[bytes]] = field(default_factory=dict)
+    """Kind of log entry -> keys of its database whose values fail their checksum."""
     damaged_sessions: list[str] = field(default_factory=list)
     digest_differs: bool = False
 
@@ -66,7 +69,8 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def check(path: Path, progress: Progress = _silent) -> Findings:
-    """Read a whole store. StoreLocked if a daemon has it open; damage is in the findings."""
+    """Read a whole store. StoreLocked if a daemon has it open, ConfigError if it is of
+    another schema; damage is in the findings."""
     lock_fd = identity.lock(path)
     try:
         findings = Findings()
@@ -74,6 +78,7 @@ def check(path: Path, progress: Progress = _silent) -> Findings:
         if index is not None:
             try:
                 _check_rows(index, findings, progress)
+                _check_pairs(index, findings)
                 _check_sessions(index, findings, progress)
                 _check_log(path, index, findings, progress)
             finally:
@@ -108,6 +113,11 @@ def _open_index(path: Path, findings: Findings) -> Index | None:
         findings.problems.append(str(exc))
         return None
     try:
+        if check_schema(index) != SCHEMA or index.meta(UPGRADING) is not None:
+            raise ConfigError(
+                f"{path}: the store has schema {OLDEST}; start roostd on it, which upgrades it, "
+                "stop it and check again"
+            )
         if index.meta(b"store_id") is None or len(index.meta(b"secret") or b"") != 8:
             raise CorruptData(f"{path / 'index'}: without the store's names in meta")
         applied_of(path, index)
@@ -115,6 +125,9 @@ def _open_index(path: Path, findings: Findings) -> Index | None:
         findings.problems.append(str(exc))
         index.close()
         return None
+    except ConfigError:
+        index.close()
+        raise
     return index
 
 
@@ -138,12 +151,33 @@ def _check_rows(index: Index, findings: Findings, progress: Progress) -> None:
         except CorruptData as exc:
             findings.damaged_rows.append(name)
             findings.problems.append(f"{index.path}: {exc}")
-    if not findings.damaged_rows and load_digest(index) != digest_of(index):
+    if findings.damaged_rows:
+        return
+    try:
+        findings.digest_differs = load_digest(index) != digest_of(index)
+    except CorruptData as exc:
         findings.digest_differs = True
+        findings.problems.append(str(exc))
+        return
+    if findings.digest_differs:
         findings.problems.append(f"{index.path}: the digests are not those of the rows")
 
 
+def _check_pairs(index: Index, findings: Findings) -> None:
+    for kind, name in KIND_NAMES.items():
+        damaged, missing = index.damaged_pairs(kind)
+        findings.problems += [
+            f"{index.path}: {name.decode()} {key!r} fails its checksum" for key in damaged
+        ]
+        if missing:
+            findings.problems.append(f"{index.path}: {missing} entries of {name.decode()} are gone")
+        if damaged or missing:
+            findings.damaged_pairs[kind] = damaged
+
+
 def _check_sessions(index: Index, findings: Findings, progress: Progress) -> None:
+    if logformat.KIND_SESSION in findings.damaged_pairs:
+        return  # a repair looks at what is left
     for sid, wrong in check_sessions(index):
         findings.sessions += 1
         progress("sessions", findings.sessions, 0)
@@ -238,6 +272,7 @@ def _repair(path: Path, findings: Findings, random_bytes: Callable[[int], bytes]
             index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
             done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
             vv = {}
+        done += _drop_pairs(index, findings)
         if findings.damaged_sessions:
             drop_sessions(index, findings.damaged_sessions)
             done.append(
@@ -254,6 +289,20 @@ def _repair(path: Path, findings: Findings, random_bytes: Callable[[int], bytes]
     finally:
         index.close()
     done.append("the store has a new id and a new actor; what is missing comes from its neighbours")
+    return done
+
+
+def _drop_pairs(index: Index, findings: Findings) -> list[str]:
+    """Remove damaged pairs, and find the sessions that are not whole without theirs."""
+    done = []
+    for kind, keys in findings.damaged_pairs.items():
+        index.write((), {kind: [(key, None) for key in keys]})
+        pairs, complete = index.pairs_after(kind, b"", 1 << 40, 1 << 40)
+        assert complete
+        index.rewrite(kind, pairs)
+        done.append(f"{KIND_NAMES[kind].decode()}: {len(keys)} damaged entries are gone")
+    if logformat.KIND_SESSION in findings.damaged_pairs:
+        findings.damaged_sessions = [sid for sid, wrong in check_sessions(index) if wrong]
     return done
 
 

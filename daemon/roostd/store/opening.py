@@ -13,13 +13,14 @@ import lmdb
 import msgspec
 
 from roost_crdt import logformat
-from roost_crdt.errors import ConfigError, CorruptData
+from roost_crdt.errors import CorruptData
 from roostd import segments
-from roostd.index import SCHEMA, Index, u64
+from roostd.index import SCHEMA, Index, is_disk_error, u64
 from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
+from roostd.store.upgrading import upgrade
 
 _SEGMENT_BYTES_MIN = 64 * 1024
 
@@ -38,6 +39,8 @@ class Recovery:
     actor_before: int = 0
     actor_reason: str = ""
     corrupt_rows: int = 0
+    upgraded_pairs: int = 0
+    """Pairs that were brought to this release's schema."""
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ def open_parts(
         return _open_locked(path, lock_fd, size_max, log_retention, random_bytes)
     except BaseException as exc:
         identity.unlock(lock_fd)
+        if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
+            raise unreadable(path, exc) from exc
         if isinstance(exc, (lmdb.Error, OSError)):
             room = os.statvfs(path)
             raise StoreFailed(
@@ -77,6 +82,11 @@ def open_parts(
                 f"({room.f_bavail * room.f_frsize} bytes free on the disk)"
             ) from exc
         raise
+
+
+def unreadable(path: Path, exc: lmdb.Error) -> CorruptData:
+    """LMDB found a page of the index that is none."""
+    return CorruptData(f"{path / 'index'}: damaged: {exc}; {REPAIR}")
 
 
 def _open_locked(
@@ -102,7 +112,7 @@ def _open_locked(
                 )
             store_id = create_identity(path, index, random_bytes)
             recovery.created = True
-        _check_schema(path, index)
+        recovery.upgraded_pairs = upgrade(index)
         store_id, actor = _identify(path, index, store_id, random_bytes, recovery)
         applied, vv = applied_of(path, index)
         log = Log(
@@ -140,10 +150,12 @@ def create_identity(path: Path, index: Index, random_bytes: Callable[[int], byte
     store_id = random_bytes(16)
     meta: dict[bytes, bytes | None] = {
         b"schema": u64(SCHEMA),
+        b"layout": u64(SCHEMA),
         b"store_id": store_id,
         b"log_id": store_id,
         b"secret": random_bytes(logformat.SECRET_BYTES),
         b"applied_seq": u64(0),
+        b"applied": u64(0),
         b"actor": u64(new_actor(random_bytes)),
         b"head": None,
         b"position": None,
@@ -163,15 +175,6 @@ def _place(index: Index) -> list[tuple[bytes, bytes]]:
         (b"file_id", now.file_id),
         (b"pid_ns", u64(now.pid_ns)),
     ]
-
-
-def _check_schema(path: Path, index: Index) -> None:
-    schema = int.from_bytes(_required(path, index, b"schema"), "big")
-    if schema != SCHEMA:
-        raise ConfigError(
-            f"{path}: the store has schema {schema}, this release reads {SCHEMA}; run the "
-            "release that wrote it, or start with an empty node.data and let neighbours fill it"
-        )
 
 
 def _identify(
@@ -218,7 +221,10 @@ def new_actor(random_bytes: Callable[[int], bytes]) -> int:
 
 def applied_of(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
     """What the index says that it holds: log position, own head, version vector."""
-    seq = int.from_bytes(_required(path, index, b"applied_seq"), "big")
+    applied = _required(path, index, b"applied")
+    if applied != _required(path, index, b"applied_seq"):
+        raise CorruptData(f"{path}: applied_seq in the index is damaged; {REPAIR}")
+    seq = int.from_bytes(applied, "big")
     stored = _decoded(path, index, b"vv", dict[int, int]) or {}
     vv = {actor: hlc for actor, hlc in stored.items() if hlc}
     head = _decoded(path, index, b"head", tuple[int, int, bytes])

@@ -36,6 +36,7 @@ from roostd.store.checking import digest_of
 from roostd.store.opening import create_identity
 from roostd.store.replay import check_entry, redo
 from roostd.store.state import KEY_VALUE_KINDS, State
+from roostd.store.upgrading import OLDEST
 
 RESTORED = b"restored"
 """In meta of a restored store until its neighbours have said what was erased (msgpack: who has)."""
@@ -125,7 +126,7 @@ class _Check:
                 check_entry(entry)
 
     def _take_head(self, head: Head) -> None:
-        if head.schema != SCHEMA:
+        if not OLDEST <= head.schema <= SCHEMA:
             raise ConfigError(
                 f"{self._name}: a backup of a store with schema {head.schema}, this release reads "
                 f"{SCHEMA}; use the release that wrote it"

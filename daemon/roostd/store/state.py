@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import lmdb
+
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.hlc import Hlc
@@ -23,6 +25,7 @@ from roost_crdt.rows import (
 )
 from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
 from roostd.index import Index
+from roostd.logrecovery import REPAIR
 from roostd.store.applier import Batch
 from roostd.store.memory import KEY_BYTES, ROW_BYTES, KeyRows, RowMemory, row_bytes
 
@@ -76,7 +79,11 @@ class State:
         rows: Rows = {}
         damaged: list[Part] = []
         skip = len(key) + 1
-        for name, sealed in self.index.rows(key + b"\0"):
+        try:
+            stored = self.index.rows(key + b"\0")
+        except lmdb.Error as exc:
+            raise CorruptData(f"the index is damaged near key {key!r}: {exc}; {REPAIR}") from exc
+        for name, sealed in stored:
             part = name[skip:]
             try:
                 row_type, body = unseal(name, sealed)
