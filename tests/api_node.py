@@ -40,6 +40,7 @@ POLICIES = "".join(
         _policy("cmap", "map", extra='fields = "counter"'),
         _policy("rate", "rate", extra='window = "60s"'),
         _policy("lock", "register", "linear"),
+        _policy("lease", "register", "linear", 'ttl = "1h"'),
         _policy("lcnt", "counter", "linear"),
         _policy("lflt", "counter", "linear", "float = true"),
         _policy("quota", "quota", "linear", 'limit = 100\nperiod = "24h"'),

@@ -415,7 +415,7 @@ class _Reader:
                 "only an eventually-global map has fields",
             ),
             ("ttl", type_ != "rate", "a rate ends with its window; leave ttl out"),
-            ("ttl", not linearizable, "linearizable keys do not expire; leave ttl out"),
+            ("ttl", type_ not in ("quota", "meter"), "quotas and meters never expire; omit it"),
             ("residency", session_local, "only session-local state has a residency"),
             ("on_loss", session_local, "only session-local state has on_loss"),
             ("durability", not linearizable, "linearizable keys are durable in consensus"),

@@ -168,6 +168,15 @@ class Gossip:
         seen = {node for peer in peers.values() for node in (*peer.links, *peer.far)}
         return seen - peers.keys() - {self.replica.node}
 
+    def public_url(self, peer: str) -> str:
+        """The public HTTP URL that a linked neighbour told; "" if it told none or is not linked."""
+        known = self.replica.peers.get(peer)
+        return known.greeting.public if known is not None else ""
+
+    def holders(self, actor: int, hlc: int) -> int:
+        """Linked neighbours that have shown to hold an actor's records up to `hlc`."""
+        return sum(peer.held.get(actor, 0) >= hlc for peer in self.replica.peers.values())
+
     def links(self) -> list[LinkStatus]:
         """Every neighbour configured or seen, by id."""
         peers = sorted(self._neighbours.keys() | self._statuses.keys() | self._links.keys())

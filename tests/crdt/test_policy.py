@@ -102,6 +102,7 @@ period = "month"
 """
     found = parse(text).policies
     assert (found["a"].ttl_ms, found["a"].residency) == (86_400_000, ("eu", "us"))
+    assert parse(f'[k]\n{STRICT}type = "counter"\nttl = "1h"\n').policies["k"].ttl_ms == 3_600_000
     assert (found["a"].on_loss, found["a"].durability) == ("recreate", "standby")
     assert (found["b"].window_ms, found["b"].match) == (60_000, ("*:tpm:*",))
     assert found["c"].float_
@@ -149,7 +150,7 @@ BASE = f'[k]\n{GLOBAL}type = "counter"\n'
         (f"[k]\n{GLOBAL}type = 5\n", "p.toml:4: unknown type 5;"),
         (f'[k]\n{SESSION}type = "map"\nmatch = ["*"]\n', "p.toml:5: match does not fit"),
         (f'[k]\n{SESSION}type = "map"\nfields = "counter"\n', "p.toml:5: fields does not fit"),
-        (f'[k]\n{STRICT}type = "register"\nttl = "1h"\n', "p.toml:5: ttl does not fit"),
+        (f'[k]\n{STRICT}type = "meter"\nttl = "1h"\n', "p.toml:5: ttl does not fit"),
         (f'[k]\n{STRICT}type = "register"\ndurability = "disk"\n', "durability does not fit"),
         (f'[k]\n{STRICT}type = "quota"\nperiod = "day"\n', "p.toml:1: [k] lacks limit"),
         (f'[k]\n{STRICT}type = "quota"\nlimit = 1\n', "p.toml:1: [k] lacks period"),

@@ -14,7 +14,12 @@ Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Positive = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 TtlMs = Annotated[int, Meta(ge=1, le=1 << 47, description="milliseconds from now")]
 Turn = Annotated[int, Meta(ge=0)]
-Sid = Annotated[str, Meta(min_length=1, max_length=120)]
+SID_PATTERN = r"""^[!$&-.0-9;<=>@A-Z\[\]^-~]+$"""
+"""Printable ASCII without space or any of / : ? # % " \\."""
+Sid = Annotated[
+    str,
+    Meta(min_length=1, max_length=120, extra_json_schema={"pattern": SID_PATTERN}),
+]
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 ServedBy = Literal["home", "replica", "forwarded", "takeover"]
 
@@ -167,8 +172,14 @@ class Receipts(Struct):
     receipts: list[dict[str, Any]]
 
 
+class Base64(Struct):
+    """Bytes that are not UTF-8."""
+
+    base64: str
+
+
 class KeyReading(Struct):
-    key: str
+    key: str | Base64
     value: Any
     consistency: Literal["session-local", "eventually-global", "linearizable"]
     lag_ms: int
@@ -176,15 +187,15 @@ class KeyReading(Struct):
 
 
 class KeyWritten(Struct):
-    key: str
+    key: str | Base64
     seq: int
     durable: bool
     value: Any | msgspec.UnsetType = msgspec.UNSET
 
 
 class KeyList(Struct):
-    keys: list[str]
-    next: str | None
+    keys: list[str | Base64]
+    next: str | Base64 | None
 
 
 class Spent(Struct):
@@ -200,7 +211,14 @@ class QuotaView(Struct):
     limit: int
     remaining: int
     granted_here: int
-    period_ends: Any
+    period_ends: Annotated[int | None, Meta(description="unix time in milliseconds")]
+
+
+class MeterView(Struct):
+    """A meter: what consensus has, and what this node has still to send."""
+
+    committed: int
+    pending: int
 
 
 class Problem(Struct):

@@ -50,7 +50,12 @@ def check_text(data: bytes, nesting_max: int, what: str = "the body") -> None:
     except msgspec.DecodeError as error:
         at = _BYTE.search(str(error))
         where = int(at[1]) if at else len(data)
-        raise _refusal(what, f"no JSON ({error})", data, where) from None
+        why = (
+            "no JSON (a lone surrogate, or cut off)"
+            if "truncated" in str(error)
+            else (f"no JSON ({error})")
+        )
+        raise _refusal(what, why, data, where) from None
     if nested_deeper(data, nesting_max):
         raise _too_deep(what, data, nesting_max)
     try:

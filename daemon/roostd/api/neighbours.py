@@ -9,15 +9,12 @@ def public_url(node: Node, name: str) -> str:
     """The public HTTP URL of a node, as it told; "" if it told none or is not linked."""
     if name == node.config.node.id:
         return node.config.node.public or ""
-    peer = node.gossip.replica.peers.get(name)
-    return str(peer.greeting.public) if peer is not None else ""
+    return node.gossip.public_url(name)
 
 
 def holders(node: Node, hlc: int) -> int:
     """Linked neighbours that have shown to hold this node's records up to `hlc`."""
-    actor = node.store.actor
-    peers = node.gossip.replica.peers.values()
-    return sum(peer.held.get(actor, 0) >= hlc for peer in peers)
+    return node.gossip.holders(node.store.actor, hlc)
 
 
 def newest(node: Node) -> int:

@@ -197,8 +197,8 @@ class Operations:
             if policy.consistency == SESSION_LOCAL:
                 raise _session_write(policy)
             raise Unsupported(
-                f"put and drop are for sets and maps; policy {policy.name} is a "
-                f"{policy.consistency} {policy.type}"
+                f"put and drop are for sets and maps; policy {policy.name} is "
+                f"{policy.consistency} ({policy.type})"
             )
         keys = self.node.keys
         dropped = self._leaves(drop, "drop") if drop else []
@@ -425,6 +425,6 @@ def _no_increment(policy: Policy) -> str:
     if policy.type == "quota":
         return f"policy {policy.name} is a quota: spend it (POST /v1/quotas/KEY/spend, ROOST.SPEND)"
     return (
-        f"policy {policy.name} is a {policy.consistency} {policy.type}: concurrent increments "
+        f"policy {policy.name} is {policy.consistency} ({policy.type}): concurrent increments "
         'would be lost; give the key a policy of type = "counter"'
     )

@@ -74,7 +74,7 @@ class QuotaOperations:
         caller.require(right, stored)
         if policy.type not in types:
             raise Unsupported(
-                f"policy {policy.name} is a {policy.consistency} {policy.type}, not a "
+                f"policy {policy.name} is {policy.consistency} ({policy.type}), not a "
                 f"{' or '.join(types)}"
             )
         return stored, policy

@@ -56,7 +56,7 @@ class SessionOperations:
         body: CommitTurn,
         request_id: str | None = None,
     ) -> Result:
-        """`{token, turn, stale_turns, protected, served_by, home}`."""
+        """`{sid, token, turn, stale_turns, protected, served_by, home, lag_ms}`."""
         self._require(caller, WRITE, sid, "conversation", token)
         messages = [bytes(message) for message in body.messages]
         for index, message in enumerate(messages):
@@ -88,12 +88,13 @@ class SessionOperations:
             "protected": done.protected,
             "served_by": done.served_by,
             "home": done.home,
+            "lag_ms": 0,
         }
 
     async def call(
         self, caller: Caller, token: str | None, sid: str | None, call: str, body: CallStep
     ) -> Result:
-        """`{status, result?, token}`."""
+        """`{status, result?, token, served_by, stale_turns, home, lag_ms}`."""
         self._require(caller, WRITE, sid, "ledger", token)
         if body.status == "begun" and body.tool is None:
             raise BadRequest("a call that begins names its tool", field="tool")
@@ -116,10 +117,8 @@ class SessionOperations:
         answer: Result = {"status": reply.status, "token": reply.token}
         if reply.result is not None:
             answer["result"] = msgspec.Raw(reply.result)
-        for name in ("served_by", "stale_turns", "home"):
-            if (value := getattr(reply, name, None)) is not None:
-                answer[name] = value
-        return answer
+        served = {name: getattr(reply, name) for name in ("served_by", "stale_turns", "home")}
+        return {**answer, **served, "lag_ms": 0}
 
     async def show(self, caller: Caller, token: str | None, sid: str | None) -> Result:
         """The members of GET session, with `token` and `lag_ms`."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -249,7 +250,7 @@ class Quotas:
         return await self.settle(id, 0)
 
     async def _settle_there(self, node: str, reservation: str, used: int) -> dict[str, Any]:
-        if not node:
+        if not node or not _SERIAL.fullmatch(reservation[len(node) + 1 :]):
             raise _unknown(reservation)
         if self._forward is None:
             raise Unavailable(f"reservation {reservation} is kept by node {node}: settle it there")
@@ -396,7 +397,7 @@ class Quotas:
         if policy.type != kind or policy.consistency != LINEARIZABLE:
             shown = key.decode(errors="backslashreplace")
             raise WrongType(
-                f"{shown} is a {policy.consistency} {policy.type} by policy {policy.name}, "
+                f"{shown} is {policy.consistency} ({policy.type}) by policy {policy.name}, "
                 f"not a {kind}"
             )
         return policy
@@ -435,6 +436,10 @@ class Quotas:
             except (RoostError, CorruptData) as error:
                 log.info("old grants of %r stay for now: %s", key, error)
                 return
+
+
+_SERIAL = re.compile("[0-9a-f]{16}")
+"""What follows the node in a reservation's id."""
 
 
 def _unknown(reservation: str) -> BadRequest:

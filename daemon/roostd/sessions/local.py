@@ -209,7 +209,7 @@ class Local:
             again = request.retry and status in ("in_doubt", "failed", "begun")
             if state is not None and not again:
                 assert status is not None, "a known call has a status"
-                return CallReply(status, self._context.token(live), state.result)
+                return self._call_reply(live, status, state.result)
             attempt = 1 if state is None else state.attempt + 1
         else:
             if state is None:
@@ -219,7 +219,7 @@ class Local:
                 )
             if status in ("finished", request.status):
                 assert status is not None, "a known call has a status"
-                return CallReply(status, self._context.token(live), state.result)
+                return self._call_reply(live, status, state.result)
             attempt = state.attempt
         tool, args = (request.tool, request.args) if state is None else (state.tool, state.args)
         if tool is None:
@@ -239,9 +239,12 @@ class Local:
         self._publish(live, live.write(dict([entry]), {}, now_ms))
         await self._context.durable()
         answer = "fresh" if request.status == "begun" else request.status
-        return CallReply(answer, self._context.token(live), request.result)
+        return self._call_reply(live, answer, request.result)
 
     # --- inside ---
+
+    def _call_reply(self, live: SessionCopy, status: str, result: bytes | None) -> CallReply:
+        return CallReply(status, self._context.token(live), result, home=live.meta.home)
 
     def _publish(self, live: SessionCopy, update: Update) -> None:
         self._stream.publish(live, update)

@@ -119,6 +119,7 @@ class CallReply(msgspec.Struct):
     result: bytes | None = None
     served_by: ServedBy = "home"
     stale_turns: int = 0
+    home: str = ""
 
 
 class Branch(msgspec.Struct):

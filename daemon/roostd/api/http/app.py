@@ -35,12 +35,13 @@ def application(node: Node, operations: Operations, metrics: FaceMetrics) -> Sta
         by_path.setdefault(route.path, []).append(route)
     routes = [
         Route(
-            route.path,
-            _endpoint(route, node, operations, metrics),
-            methods=[route.method],
+            path,
+            _by_method(
+                {route.method: _endpoint(route, node, operations, metrics) for route in same_path}
+            ),
+            methods=[route.method for route in same_path],
         )
-        for same_path in by_path.values()
-        for route in same_path
+        for path, same_path in by_path.items()
     ]
     app = Starlette(
         routes=routes,
@@ -51,9 +52,22 @@ def application(node: Node, operations: Operations, metrics: FaceMetrics) -> Sta
     return app
 
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
+    """One route a path, so that Allow names all of its methods."""
+
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await endpoints[method](request)
+
+    return endpoint
+
+
 def _endpoint(
     route: HttpRoute, node: Node, operations: Operations, metrics: FaceMetrics
-) -> Callable[[Request], Awaitable[Response]]:
+) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         started = time.monotonic()
         try:
@@ -82,7 +96,12 @@ def _endpoint(
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return document(405, "BADREQUEST", f"{request.method} is not for {request.url.path}")
+        allowed = (error.headers or {}).get("Allow", "")
+        refused = document(
+            405, "BADREQUEST", f"{request.method} is not for {request.url.path}; use {allowed}"
+        )
+        refused.headers["allow"] = allowed
+        return refused
     if error.status_code == 404:
         if climbs(request):
             return problem(climbing())

@@ -8,14 +8,14 @@ from roost_crdt import values
 from roostd.api import bodies
 from roostd.api.http.answers import answer
 from roostd.api.http.request import Call
-from roostd.api.http.routes import IDEMPOTENCY, TABLE, Parameter
+from roostd.api.http.routes import IDEMPOTENCY, LIMIT, TABLE, Parameter
 from roostd.api.operations import Result
 from roostd.api.operations_quotas import new_id
 
 _KEYS = "/v1/keys/"
 _QUOTAS = "/v1/quotas/"
-_READ_ERRORS = ("BADREQUEST", "NOPOLICY", "UNAVAILABLE")
-_WRITE_ERRORS = (*_READ_ERRORS, "UNSUPPORTED", "WRONGTYPE", "TOOLARGE", "UNKNOWNOUTCOME", "FULL")
+_READ_ERRORS = ("BADREQUEST", "NOPOLICY", "UNSUPPORTED", "UNAVAILABLE")
+_WRITE_ERRORS = (*_READ_ERRORS, "WRONGTYPE", "TOOLARGE", "UNKNOWNOUTCOME", "FULL")
 
 
 @TABLE.add(
@@ -26,7 +26,7 @@ _WRITE_ERRORS = (*_READ_ERRORS, "UNSUPPORTED", "WRONGTYPE", "TOOLARGE", "UNKNOWN
     parameters=(
         Parameter("prefix", "query", "only keys that begin with it"),
         Parameter("after", "query", "the last key of the page before"),
-        Parameter("limit", "query", "at most this many", "integer"),
+        LIMIT,
     ),
     answers={200: (bodies.KeyList, "A page in order; `next` is null on the last one.")},
 )
@@ -112,7 +112,7 @@ async def delete_key(call: Call) -> Response:
     "quotas",
     body=bodies.Spend,
     parameters=(IDEMPOTENCY,),
-    answers={200: (bodies.Spent, "It is spent, once.")},
+    answers={200: ((bodies.Spent, bodies.MeterView), "It is spent, once.")},
     errors=(*_WRITE_ERRORS, "EXHAUSTED"),
 )
 async def spend(call: Call) -> Response:
@@ -145,7 +145,12 @@ async def reserve(call: Call) -> Response:
     "/v1/quotas/{key:path}",
     "A quota's limit and what remains",
     "quotas",
-    answers={200: (bodies.QuotaView, "As consensus and this node's grant have it.")},
+    answers={
+        200: (
+            (bodies.QuotaView, bodies.MeterView),
+            "As consensus and this node's grant have it; or a meter.",
+        )
+    },
     errors=_READ_ERRORS,
 )
 async def show_quota(call: Call) -> Response:

@@ -10,7 +10,7 @@ import msgspec
 
 from roost_crdt.errors import RoostError
 from roostd.api import bodies
-from roostd.api.http.routes import TABLE, HttpRoute
+from roostd.api.http.routes import PATH_BOUNDS, TABLE, HttpRoute
 from roostd.api.resp.versions import VERSION
 
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
@@ -34,7 +34,8 @@ def document() -> dict[str, Any]:
     """An OpenAPI 3.1 document."""
     wanted: list[Any] = [bodies.Problem]
     for route in TABLE.routes:
-        wanted += [type_ for type_, _ in route.answers.values()]
+        for types, _ in route.answers.values():
+            wanted += types if isinstance(types, tuple) else (types,)
         if route.body is not None:
             wanted.append(route.body)
     unique = list(dict.fromkeys(wanted))
@@ -89,7 +90,12 @@ def _operation(route: HttpRoute, schemas: dict[Any, Any]) -> dict[str, Any]:
 
 def _parameters(route: HttpRoute) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", **PATH_BOUNDS[name]},
+        }
         for name, _ in _PARAMETER.findall(route.path)
     ]
     found.extend(
@@ -98,7 +104,7 @@ def _parameters(route: HttpRoute) -> list[dict[str, Any]]:
             "in": parameter.place,
             "description": parameter.description,
             "required": False,
-            "schema": {"type": parameter.type},
+            "schema": {"type": parameter.type, **parameter.bounds},
         }
         for parameter in route.parameters
     )
@@ -107,10 +113,12 @@ def _parameters(route: HttpRoute) -> list[dict[str, Any]]:
 
 def _responses(route: HttpRoute, schemas: dict[Any, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for status, (type_, description) in sorted(route.answers.items()):
+    for status, (types, description) in sorted(route.answers.items()):
+        several = isinstance(types, tuple)
+        schema = {"anyOf": [schemas[type_] for type_ in types]} if several else schemas[types]
         response: dict[str, Any] = {
             "description": description,
-            "content": {route.media_type: {"schema": schemas[type_]}},
+            "content": {route.media_type: {"schema": schema}},
         }
         if route.headers:
             response["headers"] = {

@@ -131,6 +131,8 @@ def _operation_html(path: str, method: str, operation: dict[str, Any]) -> str:
 
 
 def _reference(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_reference, schema["anyOf"]))
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     return f'<a href="#{escape(name)}">{escape(name)}</a>' if name else ""
 

@@ -162,28 +162,42 @@ def check_place(request: Request, node: Node) -> None:
     """Refuse what a browser was lured into, and paths that climb.
 
     A foreign Origin is NoPerm, whatever the method. Without credentials the Host must be a name
-    of this node as well, so that a name rebound to loopback does not pass for our own.
+    of this node as well, so that a name rebound to loopback does not pass for our own (a page
+    sends no Origin with a GET to what it takes for its own host).
     """
     if request.scope["http_version"] not in ("1.0", "1.1"):
         raise BadRequest("speak HTTP/1.1 to this port")
     if climbs(request):
         raise climbing()
     origin = request.headers.get("origin")
-    if origin is None:
-        return
     host = request.headers.get("host", "")
     public = urlsplit(node.config.node.public or "").netloc
-    theirs = urlsplit(origin).netloc
-    if not theirs or theirs not in (host, public):
-        raise NoPerm(f"a page of {origin} may not use this node", origin=origin)
-    if not node.credentials.required and theirs != public and not _is_local(theirs):
-        raise NoPerm(f"a page of {origin} may not use this node", origin=origin)
+    if origin is not None:
+        theirs = _netloc(origin)
+        if not theirs or theirs not in (host, public):
+            raise NoPerm(f"a page of {origin} may not use this node", origin=origin)
+    if not node.credentials.required and host != public and not _is_local(host):
+        raise NoPerm(
+            f"without credentials this node answers to local names, not to Host {host[:100]}; "
+            "say so in [node] public, or set [access] credentials",
+            host=host[:100],
+        )
+
+
+def _netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _is_local(netloc: str) -> bool:
-    host = urlsplit(f"//{netloc}").hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
+    try:
+        host = urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return False
+    if "." not in host.rstrip(".") or host.endswith(".localhost"):
+        return True  # no stranger's name is without a dot
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -10,12 +10,15 @@ from roost_crdt.errors import BadRequest
 from roostd.api import bodies, jsontext
 from roostd.api.http.answers import answer, session_answer
 from roostd.api.http.request import Call
-from roostd.api.http.routes import IDEMPOTENCY, TABLE, TOKEN, Parameter
+from roostd.api.http.routes import IDEMPOTENCY, LIMIT, TABLE, TOKEN, Parameter
 from roostd.api.operations import Result
 
 _HEADERS = ("Roost-Token", "Roost-Stale-Turns", "Roost-Served-By", "Roost-Lag-Ms", "Roost-Home")
+_OPENED = ("Roost-Token", "Roost-Served-By", "Roost-Home")
 _READ_ERRORS = ("BADREQUEST", "BADTOKEN", "NOSESSION", "UNAVAILABLE", "SESSIONUNAVAILABLE")
 _WRITE_ERRORS = (*_READ_ERRORS, "TURNCONFLICT", "TOOLARGE", "UNKNOWNOUTCOME", "FULL")
+
+LAST = Parameter("last", "query", "only the newest turns", "integer", {"minimum": 0})
 
 
 @TABLE.add(
@@ -30,7 +33,7 @@ _WRITE_ERRORS = (*_READ_ERRORS, "TURNCONFLICT", "TOOLARGE", "UNKNOWNOUTCOME", "F
         201: (bodies.SessionOpened, "A new session; this node is its home."),
         200: (bodies.SessionOpened, "A known session, with a fresh token."),
     },
-    headers=_HEADERS,
+    headers=_OPENED,
     errors=_READ_ERRORS,
 )
 async def open_session(call: Call) -> Response:
@@ -48,7 +51,7 @@ async def open_session(call: Call) -> Response:
     "sessions",
     parameters=(
         Parameter("after", "query", "the last sid of the page before"),
-        Parameter("limit", "query", "at most this many", "integer"),
+        LIMIT,
     ),
     answers={200: (bodies.SessionList, "A page in order of sid.")},
 )
@@ -93,7 +96,7 @@ async def erase_session(call: Call) -> Response:
     "/v1/sessions/{sid}/turns",
     "The conversation",
     "sessions",
-    parameters=(TOKEN, Parameter("last", "query", "only the newest turns", "integer")),
+    parameters=(TOKEN, LAST),
     answers={200: (bodies.TurnsRead, "Messages along the active path, as they were sent.")},
     headers=_HEADERS,
     errors=_READ_ERRORS,
@@ -120,7 +123,7 @@ async def commit_turn(call: Call) -> Response:
     sid, caller, request_id = call.path_text("sid"), call.caller, call.request_id
     body = await call.body(bodies.CommitTurn)
     done = await call.operations.sessions.commit(caller, call.token, sid, body, request_id)
-    return session_answer(call, done, hide=("sid", "home"))
+    return session_answer(call, done, hide=("sid", "home", "lag_ms"))
 
 
 @TABLE.add(
@@ -151,7 +154,9 @@ async def record_call(call: Call) -> Response:
         digest = hashlib.blake2b(raw, digest_size=16).digest()
         place = (caller.name, sid, key, request_id)
         done = await call.operations.repeats.once(place, digest, record)
-    return session_answer(call, dict(done), hide=("token", "home", "served_by", "stale_turns"))
+    return session_answer(
+        call, dict(done), hide=("token", "home", "served_by", "stale_turns", "lag_ms")
+    )
 
 
 async def _decoded(call: Call, raw: bytes) -> bodies.CallStep:
@@ -169,7 +174,7 @@ async def _decoded(call: Call, raw: bytes) -> bodies.CallStep:
     body_required=False,
     parameters=(TOKEN,),
     answers={201: (bodies.SessionOpened, "A new session with the turns up to there.")},
-    headers=_HEADERS,
+    headers=_OPENED,
     errors=_READ_ERRORS,
 )
 async def fork_session(call: Call) -> Response:

@@ -88,7 +88,7 @@ def watch(conn: Connection, args: list[bytes]) -> Reply:
         policy = conn.policy(key)
         if policy.consistency == SESSION_LOCAL or policy.type in ("quota", "meter"):
             raise Unsupported(
-                f"WATCH on a {policy.consistency} {policy.type} (policy {policy.name}): a "
+                f"WATCH on a {policy.type} (policy {policy.name} is {policy.consistency}): a "
                 "session's turn compares its base (ROOST.TURN), a spend its request id"
             )
         if policy.consistency == LINEARIZABLE:
