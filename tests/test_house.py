@@ -25,8 +25,6 @@ OTHER_LINES_MAX = 600
 SHIPPED = ("crdt", "daemon", "client")
 FUNCTION_LINES_MAX = 70
 COVERED_BY = {
-    "sessions/shelf": {"test_sessions_stream"},
-    "sessions/table": {"test_sessions_stream"},
     "testing": {"test_rows_laws"},
     "testing/laws": {"test_rows_laws"},
     "testing/histories": {"test_rows_oracle"},

@@ -216,6 +216,7 @@ class Stream:
 
     def tick(self) -> None:
         """Offer again what was not acknowledged in time; look for standbys that are gone."""
+        self._shelf.make_room()
         now_ms = self._shelf.now_ms()
         for sid, sent_ms in list(self._out.unmerged.items()):
             meta = self._shelf.meta(sid)
