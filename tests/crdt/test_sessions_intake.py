@@ -95,3 +95,38 @@ def test_a_frame_with_a_damaged_document_changes_nothing_and_is_told() -> None:
     assert [(node, sid) for node, sid, _ in network.broken] == [("us", SID)]
     assert "Whole from eu" in network.broken[0][2]
     assert (us.live(SID).meta, us.rows.written) == (before, rows)
+
+
+def restore(network: Network, name: str, rows: dict[bytes, bytes]) -> None:
+    """The node's disk is back at an earlier state, and is written as another actor from now on."""
+    network.crash(name)
+    node = network[name]
+    node.rows.written, node.rows.durable = dict(rows), dict(rows)
+    node.actor += 1
+
+
+def test_a_former_holder_brings_what_home_and_standby_have_both_lost() -> None:
+    network = Network(("eu", "us", "ap"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    former = network["eu"].live(SID).meta.standby
+    (home,) = {"us", "ap"} - {former}
+    assert former is not None
+    network.cut(former, home)
+    network.cut(former, "eu")
+    network.hand_over("eu", SID, home)
+    network.deliver_all()
+    lost = {name: dict(network[name].rows.durable) for name in ("eu", home)}
+    network[home].commit(SID, "two")
+    network.settle()
+    meta = network[former].live(SID).meta
+    assert (meta.epoch, meta.standby, meta.unmerged) == ((2, home), "eu", False)
+    assert network[former].turns(SID) == ["one", "two"]
+    for name, rows in lost.items():
+        restore(network, name, rows)
+    network.settle()
+    heads = network.heads(SID)
+    assert {head.home for head in heads.values()} == {home}
+    assert not any(head.unmerged for head in heads.values())
+    assert network[home].turns(SID) == network["eu"].turns(SID) == ["one", "two"]

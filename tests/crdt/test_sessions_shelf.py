@@ -265,6 +265,10 @@ def test_a_lower_or_equal_epoch_changes_nothing(epoch: Epoch) -> None:
         ((1, "us"), ME, (2, "us"), "ap", True),  # standby, replaced: its home may have lost it
         ((1, "us"), ME, (2, ME), "us", False),  # home under an epoch that it has lost
         ((1, "us"), "ap", (2, "us"), "eu", False),  # had no part, has none
+        ((1, "us"), "ap", (ACTOR_LEAP, "us"), "ap", False),
+        ((1, "us"), "ap", (1 + ACTOR_LEAP, "us"), "ap", True),  # a home has lost a tail
+        ((1, "us"), "ap", (1 + ACTOR_LEAP, "us"), ME, False),  # its offer will show what it lacks
+        ((1, "us"), "ap", (1 + ACTOR_LEAP, ME), "us", False),
     ],
 )
 def test_who_had_a_part_and_has_none_keeps_its_turns_until_they_are_merged(

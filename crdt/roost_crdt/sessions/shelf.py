@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgspec
 
 from roost_crdt.errors import CorruptData, NoSession
-from roost_crdt.home import Epoch, Meta
+from roost_crdt.home import ACTOR_LEAP, Epoch, Meta
 from roost_crdt.limits import Limits
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.table import SessionTable, head_key
@@ -149,7 +149,8 @@ class Shelf:
 
         A home that learns of a higher epoch is deposed at once and keeps its turns as unmerged
         until the new home has acknowledged them. So does a standby that has no part in it: its
-        home may have lost what it holds, and nobody else would ask for it.
+        home may have lost what it holds, and nobody else would ask for it. Any other copy does
+        where the epoch has leapt, which says that a home did lose a tail.
         """
         meta = self.meta(sid)
         if meta is None or not meta.held:
@@ -162,6 +163,7 @@ class Shelf:
         assert live is not None, "a held session loads"
         had_part = self.node in (meta.home, meta.standby)
         has_part = epoch[1] == self.node or (standby == self.node and meta.home != self.node)
+        may_lack = had_part or epoch[0] - meta.epoch[0] >= ACTOR_LEAP
         live.set_meta(
             msgspec.structs.replace(
                 meta,
@@ -169,7 +171,7 @@ class Shelf:
                 standby=standby,
                 acked_n=0,
                 # Told of an epoch of its own that it has lost: there is no other to merge into.
-                unmerged=epoch[1] != self.node and (meta.unmerged or (had_part and not has_part)),
+                unmerged=epoch[1] != self.node and (meta.unmerged or (may_lack and not has_part)),
             )
         )
         if live.meta.unmerged:
