@@ -38,6 +38,7 @@ import lmdb
 
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
+from roostd import pages
 
 SCHEMA = 2
 """1: pairs without checksums (roostd.store.upgrading)."""
@@ -87,6 +88,13 @@ class Index:
         self.size_max = size_max
         self._reading = threading.Lock()
         path.mkdir(mode=0o750, exist_ok=True)
+        if self.data_file.exists() and self.data_file.stat().st_size:
+            try:
+                pages.check_head(self.data_file)
+            except CorruptData as exc:
+                raise CorruptData(
+                    f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
+                ) from exc
         try:
             self._env = lmdb.open(
                 str(path),
@@ -220,6 +228,11 @@ class Index:
             )
         return value
 
+    def _out_of_order(self, key: bytes) -> CorruptData:
+        return CorruptData(
+            f"{self.path}: keys are out of order at {key!r}; run: roost check DIR --repair"
+        )
+
     def _after(
         self, db: Any, start: bytes, count_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
@@ -231,10 +244,7 @@ class Index:
             before = start
             for key, value in cursor.iternext():
                 if key < before:
-                    raise CorruptData(
-                        f"{self.path}: keys are out of order at {key!r}; "
-                        "run: roost check DIR --repair"
-                    )
+                    raise self._out_of_order(key)
                 before = key
                 size += len(key) + len(value)
                 if found and (size > bytes_max or len(found) >= count_max):
@@ -256,10 +266,7 @@ class Index:
                     if not key.startswith(prefix):
                         break
                     if batch and key <= batch[-1]:
-                        raise CorruptData(
-                            f"{self.path}: keys are out of order at {key!r}; "
-                            "run: roost check DIR --repair"
-                        )
+                        raise self._out_of_order(key)
                     batch.append(key)
                     start = key + b"\x01"
                     more = cursor.set_range(start)
@@ -305,14 +312,14 @@ class Index:
             return high_water
         try:
             with self._reading, self._env.begin() as txn:
-                pages = 2 + _pages(self._env.stat())
+                count = 2 + _pages(self._env.stat())
                 for db in (self._rows, *self._kinds.values()):
-                    pages += _pages(txn.stat(db))
+                    count += _pages(txn.stat(db))
         except lmdb.Error as exc:
             raise CorruptData(
                 f"{self.path}: damaged: {exc}; run: roost check DIR --repair"
             ) from exc
-        return min(high_water, pages * PAGE_BYTES)
+        return min(high_water, count * PAGE_BYTES)
 
     def file_bytes(self) -> int:
         """Bytes that the data file takes on the disk."""
@@ -366,5 +373,5 @@ def _put(txn: lmdb.Transaction, db: Any, writes: Writes) -> None:
 
 
 def _pages(stat: Any) -> int:
-    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return pages
+    count: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return count

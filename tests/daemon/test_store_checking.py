@@ -127,22 +127,44 @@ def test_damage_in_the_log_is_repaired_from_what_is_around_it(stores: Stores, st
     assert again.digest(NOW)[1] == root_of(again)
 
 
-def test_a_damaged_row_is_taken_out_and_nothing_is_vouched_for(
-    stores: Stores, store: Store
-) -> None:
-    store.close(clean=False)
-
+def spoil_a_row(store: Store) -> None:
     def damage(index: Index) -> None:
         ((name, sealed),) = index.rows(b"k:03\0")
         index.write([(name, sealed[:-1] + b"!")], {})
 
     in_index(store, damage)
+
+
+def test_a_damaged_row_comes_back_from_a_log_that_still_has_it(
+    stores: Stores, store: Store
+) -> None:
+    vv = dict(store.vv)
+    store.close(clean=False)
+    spoil_a_row(store)
     (problem,) = check(store._path).problems
     assert "k:03" in problem
     assert "checksum" in problem
     done = repair(store._path, os.urandom).done
     assert done[0] == "1 damaged rows are gone"
+    assert done[1] == "60 entries of the log above seq 0 were put into the index"
     assert check(store._path).problems == []
+    again = stores.open()
+    assert again.vv == vv
+    assert len(again.keys(b"k:", b"", 100, NOW)) == 20
+    assert count(again, b"c") == 20
+    assert again.get(KIND_SPEND, b"g") == b"19"
+    assert again.digest(NOW)[1] == root_of(again)
+
+
+def test_a_damaged_row_is_taken_out_and_nothing_is_vouched_for(
+    stores: Stores, store: Store
+) -> None:
+    path, groups = entries_at(store)
+    store.close(clean=False)
+    spoil_a_row(store)
+    flip(path, groups[3] + 70)  # the log has a gap below what is applied
+    done = repair(store._path, os.urandom).done
+    assert done[1] == "30 entries of the log above seq 30 were put into the index"
     again = stores.open()
     assert again.vv == {}
     assert len(again.keys(b"k:", b"", 100, NOW)) == 19
@@ -203,7 +225,7 @@ def test_a_repair_that_was_cut_short_is_done_again(
     def killed(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("roostd.store.checking.create_identity", killed)
+    monkeypatch.setattr("roostd.store.repairing.create_identity", killed)
     with pytest.raises(KeyboardInterrupt):
         repair(store._path, os.urandom)
     monkeypatch.undo()

@@ -7,11 +7,17 @@ because LMDB may not survive a damaged page:
     found          it opens, and says of each key that it cannot serve that it is damaged
     checked        everything is right where it was looked, and `roost check` finds the damage
     right          everything is right, and nothing to be found
-    WRONG TEXT     something else is served than was written, and no check tells
+
+and then, if a check finds anything, what `roost check --repair` makes of it: `-> all` where the
+store shows all that was written, `-> part` where something has to come from neighbours.
+
+The worst comes first: `WRONG TEXT` where something else is served than was written and no check
+tells, or something else than was written is there after the repair.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,8 +26,9 @@ import lmdb
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "daemon"))
-from power_loss_writer import NOW, check, open_store, pretend
+from power_loss_writer import KEYS, MEMBERS, NOW, check, open_store, pretend, value
 
+from roost_crdt import values
 from roost_crdt.errors import ConfigError, CorruptData, RoostError
 from roostd import store as stores
 from roostd.store import Store, StoreFailed
@@ -45,6 +52,43 @@ def outcome(path: Path, count: int) -> str:
     if wrong:
         return f"noticed by check only: {wrong}" if problems else f"WRONG {wrong}"
     return "checked" if problems else "right"
+
+
+def mended(path: Path, count: int) -> str:
+    """What a repair makes of the store."""
+    try:
+        if not stores.check(path).problems:
+            return ""
+        stores.repair(path, os.urandom)
+        left = stores.check(path).problems
+        if left:
+            return f" WRONG after the repair: {left[0]}"
+        store = open_store(path)
+    except ConfigError as exc:
+        return f" -> not this release's: {exc}"
+    try:
+        what = what_is_wrong(store, count)
+        if not what:
+            return " -> all"
+        return (
+            f" WRONG after the repair: {invented(store, count)}"
+            if invented(store, count)
+            else " -> part"
+        )
+    finally:
+        store.close(clean=False)
+
+
+def invented(store: Store, count: int) -> str:
+    """A value that was never written; "" if there is none."""
+    for slot in range(KEYS):
+        shown = values.register_value(store.key_rows(b"k:%d" % slot).rows, NOW)
+        if shown is not None and shown not in {value(n) for n in range(slot, count + 1, KEYS)}:
+            return f"k:{slot} is {shown!r}"
+    members = {b"%d" % (number % MEMBERS) for number in range(2, count + 1, 2)}
+    if not set(values.set_members(store.key_rows(b"set").rows, NOW)) <= members:
+        return "the set"
+    return ""
 
 
 def what_is_wrong(store: Store, count: int) -> str:
@@ -75,7 +119,8 @@ def main() -> None:
                 byte = file.read(1)[0]
                 file.seek(int(offset))
                 file.write(bytes([byte ^ 1 << int(bit)]))
-            print(" ".join(outcome(scratch, count).split()), flush=True)
+            told = outcome(scratch, count)
+            print(" ".join(f"{told}{mended(scratch, count)}".split()), flush=True)
 
 
 if __name__ == "__main__":

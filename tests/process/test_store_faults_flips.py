@@ -13,6 +13,7 @@ import pytest
 
 from roost_crdt import logformat
 from roost_crdt.logformat import Secret
+from roostd import pages
 
 from .faulty_daemon import SOAK
 
@@ -21,7 +22,7 @@ sys.path.insert(0, str(READER.parents[1] / "daemon"))
 from power_loss_writer import numbers, open_store, pretend  # noqa: E402
 
 PAGE = 4096
-ROUNDS = 20 if SOAK else 1
+ROUNDS = 40 if SOAK else 2
 GROUPS = 80
 Flip = tuple[str, int, int]
 
@@ -53,16 +54,22 @@ def test_a_bit_in_every_page_of_the_index(tmp_path: Path, monkeypatch: pytest.Mo
     store.close()
     rng = random.Random(int(os.environ.get("ROOST_TEST_SEED", "11")))
     data = (tmp_path / "store" / "index" / "data.mdb").read_bytes()
+    free = set(pages.free_pages(tmp_path / "store" / "index" / "data.mdb"))
+    live = [page for page in range(0, len(data), PAGE) if page // PAGE not in free]
     flips = [
         ("index/data.mdb", page + used(data[page : page + PAGE], rng), rng.randrange(8))
         for _ in range(ROUNDS)
-        for page in range(0, len(data), PAGE)
-        if any(data[page : page + PAGE])
+        for page in live
     ]
     found = outcomes(tmp_path / "store", tmp_path / "copy", count, flips)
     tally = Counter(text.split()[0] for _, text in found)
     print(len(flips), dict(tally))
-    assert [one for one in found if one[1].startswith("WRONG")] == []
+    assert [one for one in found if "WRONG" in one[1]] == []
+    # What the log still holds, a repair brings back; the rest has to come from neighbours.
+    mended = Counter(text.rpartition("-> ")[2][:4] for _, text in found if "-> " in text)
+    print(dict(mended))
+    assert mended["all"] > len(found) // 10
+    assert mended.keys() <= {"all", "part", "not "}
     # A name whose bits turned is not found under the old one: only a check of all rows tells.
     # LMDB itself ends the process at some pages. Both are rare, and no other value is served.
     assert tally["noticed"] + tally["died"] <= len(flips) // 40 + 3
@@ -107,7 +114,8 @@ def test_a_bit_in_every_group_of_the_log(tmp_path: Path, monkeypatch: pytest.Mon
             flips += last
     flips = flips[: -len(last)]
     assert set(logformat.KINDS) <= kinds.keys(), "some kind of entry was never written"
-    found = outcomes(tmp_path / "store", tmp_path / "copy", count, flips * ROUNDS)
+    found = outcomes(tmp_path / "store", tmp_path / "copy", count, flips if SOAK else flips[::2])
     for flip, text in found:
         assert text.startswith("refused"), (flip, text)
+        assert "WRONG" not in text, (flip, text)
         assert "roost check DIR --repair" in text or "move it away" in text, (flip, text)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from roostd.log import StoreFailed
 from roostd.store.backup import Page
-from roostd.store.checking import Findings, Repaired, check, repair
+from roostd.store.checking import Findings, Repaired, check
 from roostd.store.identity import StoreLocked
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Recovery
+from roostd.store.repairing import repair
 from roostd.store.restoring import RESTORED, Restored, Verified, restore, verify_backup
 from roostd.store.store import Store
 

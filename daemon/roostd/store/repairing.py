@@ -1,0 +1,341 @@
+"""Making a damaged store one that opens: `roost check DIR --repair`.
+
+A repair keeps all that can be read, in the index and in every whole group of the log, also of
+those behind a damaged place, and gives the store a new identity with an empty log: what was
+damaged comes back from neighbours, as the version vector claims only what is surely held. Nothing
+is deleted: what could not be used is moved aside inside the directory. A repair that was killed is
+begun again.
+
+An index that LMDB must not touch (roostd.pages) is put together anew from its readable entries,
+each of which says by its checksum what it is. Where the log has no gap up to its end, all of it is
+taken in again, and so brings back damaged rows and pairs whose last write it still holds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from roost_crdt import logformat
+from roost_crdt.errors import CorruptData
+from roost_crdt.logformat import Entry, Group, Secret
+from roost_crdt.rows.layout import split_row_key, unseal
+from roostd import pages, segments
+from roostd.index import KIND_NAMES, SCHEMA, Index, sealed_pairs, u64
+from roostd.store import identity
+from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs, sealed_row
+from roostd.store.checking import (
+    Findings,
+    Progress,
+    Repaired,
+    all_groups,
+    check,
+    check_pairs,
+    check_rows,
+    digest_of,
+    listing,
+    map_margin,
+    open_index,
+    silent,
+)
+from roostd.store.checksessions import check_sessions, drop_sessions
+from roostd.store.opening import applied_of, create_identity
+from roostd.store.replay import redo
+from roostd.store.state import State
+
+_META = logformat.KIND_META
+_WRITE_BYTES = 8 << 20
+_SALVAGED = "index.salvaged"
+
+
+def repair(
+    path: Path, random_bytes: Callable[[int], bytes], progress: Progress = silent
+) -> Repaired:
+    """Make a damaged store one that opens, if `check` finds anything; else change nothing."""
+    findings = check(path, progress)
+    if not findings.problems:
+        return Repaired(findings, [])
+    lock_fd = identity.lock(path)
+    try:
+        return Repaired(findings, _repair(path, findings, random_bytes, progress))
+    finally:
+        identity.unlock(lock_fd)
+
+
+def _repair(
+    path: Path, before: Findings, random_bytes: Callable[[int], bytes], progress: Progress
+) -> list[str]:
+    done: list[str] = []
+    findings, whole = before, True
+    index = None if before.index_damaged else open_index(path, Findings())
+    if index is None:
+        whole = _salvage(path, done, random_bytes, progress)
+        index = open_index(path, Findings())
+        assert index is not None, "it was just made"
+        findings = Findings()
+        check_rows(index, findings, progress)
+        check_pairs(index, findings)
+    try:
+        _mend(path, index, findings, whole, done, progress)
+        aside = _move_aside(path, "log")
+        if aside:
+            done.append(f"the log as it was is now {aside}; delete it when all is well")
+        (path / "log").mkdir(mode=0o750)
+        create_identity(path, index, random_bytes)
+    finally:
+        index.close()
+    done.append("the store has a new id and a new actor; what is missing comes from its neighbours")
+    return done
+
+
+def _mend(
+    path: Path,
+    index: Index,
+    findings: Findings,
+    whole: bool,
+    done: list[str],
+    progress: Progress,
+) -> None:
+    """Take out what is damaged, put in what the log has, compute the digests anew."""
+    secret = Secret.from_bytes(index.meta(b"secret") or b"")
+    applied, vv = applied_of(path, index)
+    seq = applied.seq
+    if findings.damaged_rows:
+        index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
+        done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
+        whole = False
+    _drop_pairs(index, findings, done)
+    if not whole:
+        vv = {}
+    first, last = _extent(path, secret)
+    if first and last >= seq and not (whole and not findings.damaged_pairs):
+        # Puts and drops below an applied one are harmless only if all those after it follow.
+        from_seq = first - 1
+    else:
+        from_seq = seq
+    held = _take_in(index, path, _entries(path, secret, from_seq, progress), seq, vv)
+    done.append(f"{held} entries of the log above seq {from_seq} were put into the index")
+    damaged = [sid for sid, wrong in check_sessions(index) if wrong]
+    if damaged:
+        drop_sessions(index, damaged)
+        done.append(
+            f"{len(damaged)} damaged sessions are gone here; where there is a standby, it takes "
+            "over"
+        )
+
+
+def _drop_pairs(index: Index, findings: Findings, done: list[str]) -> None:
+    """Remove damaged pairs; a database that has lost some is put together anew."""
+    for kind, keys in findings.damaged_pairs.items():
+        index.write((), {kind: [(key, None) for key in keys]})
+        pairs, complete = index.pairs_after(kind, b"", 1 << 40, 1 << 40)
+        assert complete
+        index.rewrite(kind, pairs)
+        done.append(f"{KIND_NAMES[kind].decode()}: {len(keys)} damaged entries are gone")
+
+
+# The index, without LMDB
+
+
+def _salvage(
+    path: Path, done: list[str], random_bytes: Callable[[int], bytes], progress: Progress
+) -> bool:
+    """Put a new index together from what can be read of the old one; whether that is all."""
+    if not (path / "index").exists() and (path / _SALVAGED).exists():
+        (path / _SALVAGED).rename(path / "index")  # killed between two renames
+        return False
+    making = path / "index.salvaging"
+    shutil.rmtree(making, ignore_errors=True)
+    shutil.rmtree(path / _SALVAGED, ignore_errors=True)
+    data = path / "index" / "data.mdb"
+    size = data.stat().st_size if data.exists() else 0
+    index = Index(making, 2 * size + map_margin(path))
+    try:
+        read, whole = _carry(data, index, progress) if size else (0, False)
+        _name(path, index, random_bytes)
+    finally:
+        index.close()
+    segments.sync_directory(making)
+    making.rename(path / _SALVAGED)
+    segments.sync_directory(path)
+    aside = _move_aside(path, "index")
+    (path / _SALVAGED).rename(path / "index")
+    segments.sync_directory(path)
+    if aside:
+        done.append(f"the index could not be used; it is now {aside}")
+    done.append(f"{read} of its entries could be read and are in the new one")
+    return whole
+
+
+def _carry(data: Path, index: Index, progress: Progress) -> tuple[int, bool]:
+    """Copy every entry whose checksum holds; how many, and whether none can be missing."""
+    rows: dict[bytes, bytes] = {}
+    items: dict[int, dict[bytes, bytes]] = {}
+    count, held_rows, size = 0, 0, 0
+
+    def write() -> None:
+        index.write(
+            sorted(rows.items()), {kind: sorted(pairs.items()) for kind, pairs in items.items()}
+        )
+        rows.clear()
+        items.clear()
+
+    try:
+        for key, stored in pages.salvage(data):
+            kind = _kind_of(key, stored)
+            if kind is None:
+                continue
+            if kind == logformat.KIND_RECORD:
+                rows[key] = stored
+                held_rows += 1
+            else:
+                items.setdefault(kind, {})[key] = stored[4:]
+            count, size = count + 1, size + len(key) + len(stored)
+            if size > _WRITE_BYTES:
+                write()
+                size = 0
+                progress("readable entries", count, 0)
+        write()
+        return count, held_rows == pages.entry_counts(data).get(b"rows")
+    except CorruptData:
+        write()
+        return count, False
+
+
+def _kind_of(key: bytes, stored: bytes) -> int | None:
+    """Which database an entry is of (KIND_RECORD: a row), by its checksum; None: of none."""
+    if len(stored) < 5:
+        return None
+    try:
+        unseal(key, stored)
+        split_row_key(key)
+    except CorruptData:
+        for kind in KIND_NAMES:
+            ((_, sealed),) = sealed_pairs(kind, [(key, stored[4:])])
+            if sealed == stored:
+                return kind
+        return None
+    return logformat.KIND_RECORD
+
+
+def _name(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> None:
+    """Give a salvaged index the names that a check asks for, where it has them no more."""
+    log_secret = secret_of_log(path)
+    meta: dict[bytes, bytes] = {}
+    for name, value in (
+        (b"secret", log_secret),
+        (b"log_id", random_bytes(16)),
+        (b"applied", u64(0)),
+    ):
+        meta[name] = index.meta(name) or value
+    meta[b"applied_seq"] = meta[b"applied"]
+    meta |= {b"schema": u64(SCHEMA), b"layout": u64(SCHEMA), b"store_id": random_bytes(16)}
+    index.write((), {_META: sorted(meta.items())})
+
+
+def secret_of_log(path: Path) -> bytes:
+    """The secret from any readable segment header, when the index is gone."""
+    for segment in listing(path, Findings()):
+        raw = segments.read(segment, 0, logformat.SEGMENT_HEADER_BYTES)
+        try:
+            header = logformat.decode_segment_header(raw)
+        except CorruptData:
+            continue
+        if header is not None:
+            return header.secret
+    return bytes(logformat.SECRET_BYTES)
+
+
+# The log
+
+
+def _groups(path: Path, secret: Secret) -> Iterator[tuple[bytes, Group]]:
+    for segment in listing(path, Findings()):
+        data = segment.path.read_bytes()
+        for group in all_groups(data, secret):
+            yield data, group
+
+
+def _extent(path: Path, secret: Secret) -> tuple[int, int]:
+    """First and last entry of a log without a gap; (0, 0) if it has one."""
+    first = last = 0
+    for _, group in _groups(path, secret):
+        if last and group.seq != last + 1:
+            return 0, 0
+        first, last = first or group.seq, group.last_seq
+    return first, last
+
+
+def _entries(path: Path, secret: Secret, above: int, progress: Progress) -> Iterator[Entry]:
+    count = 0
+    for data, group in _groups(path, secret):
+        if group.last_seq <= above:
+            continue
+        try:
+            for entry in logformat.entries(data, group):
+                if entry.seq > above:
+                    count += 1
+                    if not count % 1_000:
+                        progress("log entries", count, 0)
+                    yield entry
+        except CorruptData:
+            continue
+
+
+def _take_in(
+    index: Index, path: Path, entries: Iterator[Entry], applied: int, vv: dict[int, int]
+) -> int:
+    """Join entries into the index; vouch only for what surely has no gap before it."""
+    taken, gapless, size = 0, bool(vv) or applied == 0, 0
+    seq = applied
+    state = State(index, vv, applied, 0)
+    for entry in entries:
+        if entry.seq > applied:
+            gapless = gapless and entry.seq == seq + 1
+            seq = entry.seq
+        try:
+            redo(state, entry, path, gapless=gapless)
+        except CorruptData:
+            gapless = False
+            continue
+        taken += 1
+        size += len(entry.raw)
+        if size > _WRITE_BYTES:
+            _write(index, state)
+            state, size = State(index, state.vv, applied, 0), 0
+    _write(index, state)
+    old = [
+        name
+        for prefix in (BUCKET_PREFIX, HOUR_PREFIX)
+        for name, _ in index.scan(_META, prefix, b"", 1 << 20)
+    ]
+    index.write((), {_META: [(name, None) for name in old]})
+    sums = digest_pairs(*digest_of(index))
+    encoded = msgspec.msgpack.encode(state.vv)
+    index.write((), {_META: sorted([*sums, (b"vv", encoded)])})
+    return taken
+
+
+def _write(index: Index, state: State) -> None:
+    batch = state.batch
+    rows = [
+        (name, None if write is None else sealed_row(name, write))
+        for name, write in sorted(batch.rows.items())
+    ]
+    items = {kind: sorted(pairs.items()) for kind, pairs in batch.items.items()}
+    index.write(rows, items)
+
+
+def _move_aside(path: Path, name: str) -> str:
+    """Rename a directory to `name.damaged-N`; its new name, "" if there was none."""
+    if not (path / name).exists():
+        return ""
+    number = 1
+    while (path / f"{name}.damaged-{number}").exists():
+        number += 1
+    (path / name).rename(path / f"{name}.damaged-{number}")
+    segments.sync_directory(path)
+    return f"{name}.damaged-{number}"
