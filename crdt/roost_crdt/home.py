@@ -124,7 +124,10 @@ class Ack(msgspec.Struct, array_like=True, tag=2, frozen=True):
 
 
 class Want(msgspec.Struct, array_like=True, tag=3, frozen=True):
-    """Standby to home: the chain does not fit; send the whole document."""
+    """Standby to home: the chain does not fit; send the whole document.
+
+    From the home that its epoch names to the standby: I hold nothing of it; take over.
+    """
 
     sid: str
     epoch: Epoch

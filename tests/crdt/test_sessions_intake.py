@@ -7,7 +7,7 @@ import pytest
 from session_network import Network
 
 from roost_crdt.errors import PeerError
-from roost_crdt.home import Merged, encode_frame
+from roost_crdt.home import Deposed, Frame, Merge, Merged, Want, decode_frame, encode_frame
 
 SID = "s1"
 
@@ -130,3 +130,86 @@ def test_a_former_holder_brings_what_home_and_standby_have_both_lost() -> None:
     assert {head.home for head in heads.values()} == {home}
     assert not any(head.unmerged for head in heads.values())
     assert network[home].turns(SID) == network["eu"].turns(SID) == ["one", "two"]
+
+
+def test_a_home_that_holds_nothing_asks_its_standby_to_take_over() -> None:
+    network = Network(("eu", "us"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    restore(network, "eu", {})
+    network.settle()
+    heads = network.heads(SID)
+    assert {(head.epoch, head.standby) for head in heads.values()} == {((2, "us"), "eu")}
+    assert network["us"].turns(SID) == network["eu"].turns(SID) == ["one"]
+    assert network["us"].stream.protected(network["us"].live(SID))
+
+
+def test_turns_for_a_home_that_holds_nothing_reach_its_standby() -> None:
+    network = Network(("eu", "us", "ap"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    standby = network["eu"].live(SID).meta.standby
+    (former,) = {"us", "ap"} - {standby}
+    assert standby is not None
+    network.cut(former, standby)
+    network.hand_over("eu", SID, former)
+    network.cut(former, "eu")
+    network[former].commit(SID, "two")
+    network.crash(former)
+    network.pass_time(2_000)
+    assert network.take_over("eu", SID)
+    restore(network, "eu", {})
+    network.start("eu")
+    network["eu"].shelf.remember_stub(SID, (3, "eu"), standby)
+    network.settle()
+    heads = network.heads(SID)
+    assert len({head.epoch for head in heads.values()}) == 1
+    (home,) = {head.home for head in heads.values()}
+    assert sorted(network[home].turns(SID)) == ["one", "two"]
+
+
+def frames_after(network: Network, frame: Frame) -> list[Frame]:
+    """What us answers to a frame of eu."""
+    us = network["us"]
+    us.stream.take_frames()
+    us.stream.on_frame("eu", encode_frame(frame))
+    return [decode_frame(answer) for _, answer in us.stream.take_frames()]
+
+
+def test_only_home_itself_under_the_epoch_in_force_makes_its_standby_take_over() -> None:
+    network = Network(("eu", "us", "ap"))
+    network.cut("eu", "ap")
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    us = network["us"]
+    assert us.live(SID).meta.epoch[1] == "eu"
+    epoch = us.live(SID).meta.epoch
+    us.stream.on_frame("ap", encode_frame(Want(SID, epoch)))
+    assert frames_after(network, Want(SID, (epoch[0] + 1, "eu"))) == []
+    network.ttl_ms = 1
+    network.now_ms += 1_000
+    assert frames_after(network, Want(SID, epoch)) == []
+    assert us.live(SID).meta.epoch == epoch
+    network.ttl_ms = 0
+    frames_after(network, Want(SID, epoch))
+    assert (us.live(SID).meta.epoch, us.live(SID).meta.standby) == ((epoch[0] + 1, "us"), "eu")
+
+
+def test_a_node_that_never_held_a_session_notes_it_only_if_it_is_named_home() -> None:
+    network = Network(("eu", "us", "ap"))
+    us = network["us"]
+    assert frames_after(network, Deposed(SID, (3, "eu"), "ap")) == []
+    assert us.shelf.meta(SID) is None
+    assert frames_after(network, Deposed(SID, (3, "us"), "ap")) == [Want(SID, (3, "us"))]
+    assert frames_after(network, Deposed("alone", (3, "us"), None)) == []
+    us.shelf.remember_stub("merge", (3, "us"), "ap")
+    assert frames_after(network, Merge("merge", (3, "us"), b"")) == [
+        Deposed("merge", (3, "us"), "ap"),
+        Want("merge", (3, "us")),
+    ]
+    us.stream.erase_here("gone", 5)
+    answers = frames_after(network, Deposed("gone", (3, "us"), "ap"))
+    assert [type(answer).__name__ for answer in answers] == ["Erase"]

@@ -72,9 +72,7 @@ class Intake:
             case Ack():
                 self._on_ack(peer, frame)
             case Want():
-                live = self._shelf.live(frame.sid)
-                if live is not None and live.meta.home == self._shelf.node:
-                    self._out.send(peer, live.whole())
+                self._on_want(peer, frame)
             case Whole():
                 self._on_whole(peer, frame)
             case Deposed():
@@ -111,6 +109,21 @@ class Intake:
                 self._out.want(peer, frame.sid, frame.epoch)
             case Verdict.DEPOSED:
                 self._out.depose(peer, frame.sid)
+
+    def _on_want(self, peer: str, frame: Want) -> None:
+        live = self._shelf.live(frame.sid)
+        if live is None:
+            return
+        meta, node = live.meta, self._shelf.node
+        if meta.home == node:
+            self._out.send(peer, live.whole())
+        elif (meta.home, meta.standby, meta.epoch) == (peer, node, frame.epoch):
+            if self._shelf.expired(meta):
+                return
+            # Home itself says that it holds nothing: no other evidence is needed.
+            live.enter_epoch(node, peer, self._shelf.now_ms())
+            live.confirmed = self._shelf.generation
+            self._out.offer(live)
 
     def _on_whole(self, peer: str, frame: Whole) -> None:
         before = self._shelf.meta(frame.sid)
@@ -187,8 +200,10 @@ class Intake:
     def _on_merge(self, peer: str, frame: Merge) -> None:
         live = self._shelf.live(frame.sid)
         if live is None or live.meta.home != self._shelf.node:
-            if live is not None or self._shelf.meta(frame.sid) is not None:
+            meta = self._shelf.meta(frame.sid)
+            if meta is not None:
                 self._out.depose(peer, frame.sid)
+                self._ask_standby(meta)
             return
         update = live.merge(frame.document, self._shelf.now_ms())
         if update is not None:
@@ -209,12 +224,23 @@ class Intake:
     def _on_deposed(self, peer: str, frame: Deposed) -> None:
         """Somebody says which epoch is in force; whoever knows a higher one says so."""
         before = self._shelf.meta(frame.sid)
-        if before is None:
+        if before is None and frame.epoch[1] != self._shelf.node:
             return
-        if before.epoch > frame.epoch:
+        if before is not None and before.epoch > frame.epoch:
             self._out.depose(peer, frame.sid)
             return
-        self._tell_former(before, self._shelf.learn(frame.sid, frame.epoch, frame.standby))
+        after = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
+        self._tell_former(before, after)
+        self._ask_standby(after)
+
+    def _ask_standby(self, meta: Meta) -> None:
+        """Named home and holding nothing (its store is new, or from before the session), a node
+        asks its standby to take over."""
+        node = self._shelf.node
+        if meta.held or meta.erased_ms or meta.home != node or meta.standby in (None, node):
+            return
+        assert meta.standby is not None
+        self._out.want(meta.standby, meta.sid, meta.epoch)
 
     def _tell_former(self, before: Meta | None, after: Meta) -> None:
         """A home or standby that the new home may not know of (two first contacts) learns of it."""
