@@ -39,6 +39,8 @@ POLICIES = "".join(
         _policy("map", "map"),
         _policy("cmap", "map", extra='fields = "counter"'),
         _policy("rate", "rate", extra='window = "60s"'),
+        _policy("doc", "doc"),
+        _policy("shortdoc", "doc", extra='ttl = "1h"'),
         _policy("lock", "register", "linear"),
         _policy("lease", "register", "linear", 'ttl = "1h"'),
         _policy("lcnt", "counter", "linear"),

@@ -29,6 +29,8 @@ COVERED_BY = {
     "testing/laws": {"test_rows_laws"},
     "testing/histories": {"test_rows_oracle"},
     "testing/states": {"test_rows_laws"},
+    "testing/edits": {"test_ystructs", "test_rows_oracle"},
+    "yguard": {"test_document"},
 }
 """Modules that are driven through another one, and the tests that drive them."""
 

@@ -22,9 +22,10 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 
+from . import document
 from .hlc import Stamp, hlc_ms
 from .members import Member, Roster, VersionVector, covers, join
-from .rows import counter, encode_row, row_hlc
+from .rows import counter, doc, encode_row, row_hlc
 from .rows import map as map_rows
 from .rows import set as set_rows
 from .rows.expiry import head_expiry, is_hidden
@@ -33,6 +34,7 @@ from .rows.layout import (
     RESERVED,
     TAG_WINDOW,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_RATE,
     TYPE_SET,
@@ -44,7 +46,7 @@ from .values import dead_parts, exists
 
 __all__ = ["Collection", "Stage", "dead_rows", "end_life", "head_actor"]
 
-ENDED_BY_HEAD = (TYPE_COUNTER, TYPE_SET, TYPE_MAP)
+ENDED_BY_HEAD = (TYPE_COUNTER, TYPE_SET, TYPE_MAP, TYPE_DOC)
 """Types whose rows an expiry in the head hides. (Rate windows die by the clock as well.)"""
 
 
@@ -101,6 +103,8 @@ def end_life(type_code: int, rows: Rows, vv: VersionVector, stamp: Stamp, now_ms
         return {}
     if type_code == TYPE_SET:
         return set_rows.add(rows, (), stamp, now_ms, vv=vv)
+    if type_code == TYPE_DOC:
+        return doc.end(rows, vv, stamp, now_ms, yjs=document)
     return map_rows.put(rows, {}, stamp, now_ms)
 
 

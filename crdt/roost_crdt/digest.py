@@ -1,10 +1,10 @@
 """Digests: sums over what is live, equal on all nodes that show the same.
 
-Each live element of a key (a value, an actor's count, a set's element, a map's field) is
-hashed to a number mod 2**128; sums of them change incrementally and do not depend on order.
-Tombstones, dead counts and rate windows are left out, because nodes drop them at different
-times. What expires is summed per hour of its expiry and compared only while that hour is not
-yet due, because nodes hide it by their own clocks.
+Each live element of a key (a value, an actor's count, a set's element, a map's field, a shown
+row of a document) is hashed to a number mod 2**128; sums of them change incrementally and do not
+depend on order. Tombstones, dead counts and rate windows are left out, because nodes drop them at
+different times. What expires is summed per hour of its expiry and compared only while that hour is
+not yet due, because nodes hide it by their own clocks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from roost_crdt.rows import counter, map, set  # noqa: A004
+from roost_crdt.rows import counter, doc, map, set  # noqa: A004
 from roost_crdt.rows.layout import (
     HEAD,
     NO_STAMP,
     TAG_FIELD,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_REGISTER,
     TYPE_SET,
@@ -35,7 +36,7 @@ HOUR_MS: Final = 3_600_000
 MODULUS: Final = 1 << 128
 
 _HASH = blake2b(digest_size=16, person=b"roost-digest")
-_DIGESTED = {TYPE_REGISTER, TYPE_COUNTER, TYPE_SET, TYPE_MAP}
+_DIGESTED = {TYPE_REGISTER, TYPE_COUNTER, TYPE_SET, TYPE_MAP, TYPE_DOC}
 
 
 class Contribution(NamedTuple):
@@ -59,24 +60,33 @@ def bucket_of(key: bytes) -> int:
 
 
 def contribution(type_code: int, key: bytes, rows: Rows) -> Contribution:
-    """What a key with these rows adds. Rates and documents add nothing here."""
+    """What a key with these rows adds. Rates add nothing here."""
     if type_code not in _DIGESTED:
         return Contribution(0, {})
+    if type_code == TYPE_DOC:
+        return _sum(type_code, key, _shown(rows), rows.get(HEAD))
     return _sum(type_code, key, rows, rows.get(HEAD))
 
 
 def change(type_code: int, key: bytes, before: Rows, delta: Delta) -> Contribution:
     """What applying `delta` to `before` changes, in time proportional to `delta`.
 
-    A new head can hide or show every row: then the whole key is summed.
+    A new head can hide or show every row: then the whole key is summed. `before` may be no more
+    than the rows that `delta` touches and the head, or the whole key if `delta` has a head or the
+    key is a document.
     """
     if type_code not in _DIGESTED:
         return Contribution(0, {})
     if HEAD in delta:
         after = contribution(type_code, key, {**before, **delta})
         return after.minus(contribution(type_code, key, before))
-    touched = {part: before[part] for part in delta if part in before}
     head = before.get(HEAD)
+    if type_code == TYPE_DOC:
+        old, now = _shown(before), _shown({**before, **delta})
+        gone = {part: row for part, row in old.items() if now.get(part) is not row}
+        come = {part: row for part, row in now.items() if old.get(part) is not row}
+        return _sum(type_code, key, come, head).minus(_sum(type_code, key, gone, head))
+    touched = {part: before[part] for part in delta if part in before}
     new = _sum(type_code, key, delta, head)
     return new.minus(_sum(type_code, key, touched, head)) if touched else new
 
@@ -119,7 +129,9 @@ def _elements(
     for part, row in rows.items():
         if part == HEAD:
             continue
-        if type_code == TYPE_SET:
+        if type_code == TYPE_DOC:
+            yield _hash((type_code, key, part, encode(row), whole_ms)), whole_ms
+        elif type_code == TYPE_SET:
             if set.is_present(row, cleared):
                 yield _hash((type_code, key, part, whole_ms)), whole_ms
         elif part[0] == TAG_FIELD:
@@ -129,6 +141,10 @@ def _elements(
         elif counter.is_live(row):
             counts = (row[0] - row[2], row[1] - row[3])
             yield _hash((type_code, key, part, *counts, whole_ms)), whole_ms
+
+
+def _shown(rows: Rows) -> Rows:
+    return {part: rows[part] for part in doc.shown(rows)}
 
 
 def _hash(element: tuple[int | bytes, ...]) -> int:

@@ -18,9 +18,7 @@ overwrite. Their meaning is `roost_crdt.fold`'s; here is what keeps foreign code
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple, cast
 
 import pycrdt
@@ -28,13 +26,16 @@ import pycrdt
 from roost_crdt.entries import check_entry, check_field, field_rank
 from roost_crdt.errors import CorruptData, TooLarge
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.yguard import Guard
 from roost_crdt.yplaces import EntryRuns, FieldIndex, Runs, covers, runs_by_client
+from roost_crdt.ystructs import read_structs
 from roost_crdt.yupdate import (
     ENTRIES,
     FIELDS,
     Contents,
     Item,
     Overwrite,
+    Range,
     read_state_vector,
     read_update,
 )
@@ -83,7 +84,7 @@ class Document:
         self._field_index = FieldIndex()
         self._written: list[bytes] = []
         self._subscription: pycrdt.Subscription | None = None
-        self._guard = _Guard(self)
+        self._guard = Guard(self)
         with self._guard:
             self._doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=client_id)
             self._entries = self._doc.get(ENTRIES, type=pycrdt.Map)
@@ -106,7 +107,7 @@ class Document:
         """Let go of the document's memory; it cannot be used any more."""
         subscription, self._subscription = getattr(self, "_subscription", None), None
         if subscription is not None:
-            with _Guard(None):
+            with Guard(None):
                 self._doc.unobserve(subscription)
 
     # --- writing --------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ class Document:
 
         A deleted entry is right only as the loser of two writers of one key, which leaves a value.
         """
-        with _Guard(None):
+        with Guard(None):
             copy: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=0)
             entries = copy.get(ENTRIES, type=pycrdt.Map)
             copy.apply_update(self._doc.get_update())
@@ -415,42 +416,50 @@ class Document:
             return list(self._fields.keys())
 
 
-class _Guard:
-    """Around every call of pycrdt: what it throws becomes CorruptData and breaks the document."""
-
-    def __init__(self, document: Document | None) -> None:
-        # A strong reference would be a cycle, and only a collection would free the document.
-        self._document = None if document is None else weakref.ref(document)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        fault: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            return
-        document = None if self._document is None else self._document()
-        if document is not None:
-            document.drop()
-        # A panic in Rust is a BaseException, of a class that cannot be imported.
-        if issubclass(kind, Exception) or kind.__name__ == "PanicException":
-            raise CorruptData(f"pycrdt refused an operation on a document: {fault}") from fault
-
-
 def merge(updates: Sequence[bytes]) -> bytes:
     """One update that does what all of them do. Raises CorruptData."""
     level = list(updates)
-    with _Guard(None):
+    with Guard(None):
         while len(level) > 1:
             level = [
                 pycrdt.merge_updates(*level[at : at + _MERGE_MAX])
                 for at in range(0, len(level), _MERGE_MAX)
             ]
     return level[0] if level else b"\0\0"
+
+
+def written(updates: Sequence[bytes]) -> dict[int, list[Range]]:
+    """The clocks that are written in any of these updates. Raises CorruptData."""
+    merged = merge(updates)
+    with Guard(None):
+        state = pycrdt.get_state(merged)
+        beyond = pycrdt.get_update(merged, state)
+    from_start = [Range(client, 0, end) for client, end in read_state_vector(state).items()]
+    return runs_by_client([*from_start, *read_structs(beyond).ranges])
+
+
+class Rehearsal(NamedTuple):
+    """What an update would do to a document. State vectors: client -> clocks held."""
+
+    before: dict[int, int]
+    after: dict[int, int]
+    news: bytes
+    """The update without what is held already."""
+
+
+def rehearse(held: bytes, update: bytes) -> Rehearsal:
+    """Apply an update to a scratch copy of any document. Raises CorruptData.
+
+    The caller has bounded how deep both are nested: too deep overflows the stack.
+    """
+    with Guard(None):
+        scratch: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=0)
+        scratch.apply_update(held)
+        before = scratch.get_state()
+        scratch.apply_update(update)
+        after = scratch.get_state()
+        news = pycrdt.get_update(update, before)
+    return Rehearsal(read_state_vector(before), read_state_vector(after), news)
 
 
 def check_update(update: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, bytes]:

@@ -58,6 +58,8 @@ class Limits:
     apply_interval_ms: int = 50
     apply_keys_max: int = 10_000
 
+    doc_bytes_max: int = 512 * KIB
+    """A document key, all its updates; each write loads it whole."""
     session_bytes_max: int = 12 * MIB
     """One session document, encoded; it must fit into one frame."""
     documents_memory_bytes: int = 128 * MIB

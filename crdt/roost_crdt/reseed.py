@@ -15,15 +15,18 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from .hlc import Stamp
-from .rows import register
+from .rows import doc, register, row_hlc
 from .rows.expiry import NO_EXPIRY
 from .rows.layout import (
     HEAD,
     TAG_ACTOR,
+    TAG_DOC,
+    TAG_DOC_ERASURE,
     TAG_FIELD,
     TAG_FIELD_COUNTER,
     TAG_WINDOW,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_RATE,
     TYPE_REGISTER,
@@ -34,8 +37,11 @@ from .rows.layout import (
     Row,
     Rows,
     StampReused,
+    actor_of,
     actor_part,
     birth_of,
+    doc_part,
+    erasure_part,
     field_counter_part,
     field_of,
     window_index,
@@ -71,6 +77,8 @@ def is_lacking(part: Part, row: Row, type_code: int, lacking: Lacking) -> bool:
     """
     if type_code == TYPE_REGISTER:
         return lacking.has(*row[:2]) or lacking.has(*row[4:6])
+    if part[0] in (TAG_DOC, TAG_DOC_ERASURE):
+        return lacking.has(row_hlc(type_code, part, row), actor_of(part))
     if part == HEAD:
         return lacking.has(*row[-3:-1]) or (type_code == TYPE_MAP and lacking.has(*row[:2]))
     if part[0] in _COUNTS or part[0] == TAG_WINDOW:
@@ -127,7 +135,7 @@ def _plain_head(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
 def _actor_of(part: Part) -> int:
     if part[0] == TAG_WINDOW:
         return int.from_bytes(part[-8:], "big")
-    return int.from_bytes(part[-16:-8], "big")
+    return actor_of(part)
 
 
 def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
@@ -246,10 +254,49 @@ def _rate(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
     return delta | lost
 
 
+def _doc(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    """Updates that the neighbour lacks, in one row for each owner, and what was erased.
+
+    Yjs shows them where what they build on is still there.
+    """
+    hlc, actor = lacking.stamp
+    delta: Delta = {}
+    head, mine_head = exported.get(HEAD), held.get(HEAD)
+    cleared = dict(mine_head[0]) if mine_head else {}
+    if head is not None:
+        for seen, upto in head[0]:
+            cleared[seen] = max(upto, cleared.get(seen, 0))
+        row = (tuple(sorted(cleared.items())), *_expiry(mine_head, head, lacking))
+        if row != mine_head:
+            delta[HEAD] = row
+    shown = frozenset(doc.shown(exported))
+    news: dict[bytes, list[bytes]] = {}
+    erased: list[bytes] = []
+    for part in sorted(exported):
+        mine_row: Row = exported[part]
+        if part == HEAD or not is_lacking(part, mine_row, TYPE_DOC, lacking):
+            continue
+        if part[0] == TAG_DOC_ERASURE:
+            erased.append(mine_row[0])
+        elif part in shown:
+            known = doc.updates_of(part, held[part]) if part in held else ()
+            mine = (update for update in doc.updates_of(part, mine_row) if update not in known)
+            news.setdefault(mine_row[2], []).extend(mine)
+    lowest = doc.base(held) or hlc
+    for before, (owner, updates) in enumerate(sorted(news.items())):
+        birth = hlc - before
+        if updates:
+            delta[doc_part(actor, birth)] = doc.first_row(hlc, min(lowest, birth), owner, updates)
+    if erased:
+        delta[erasure_part(actor, hlc)] = (doc.erased(erased),)
+    return delta
+
+
 _BY_TYPE: Final[dict[int, Callable[[Rows, Rows, Lacking], Delta]]] = {
     TYPE_REGISTER: _register,
     TYPE_COUNTER: _counter,
     TYPE_SET: _set,
     TYPE_MAP: _map,
     TYPE_RATE: _rate,
+    TYPE_DOC: _doc,
 }

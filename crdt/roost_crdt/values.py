@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from roost_crdt.hlc import Stamp
-from roost_crdt.rows import counter, map, rate, register, set  # noqa: A004
+from roost_crdt.rows import counter, doc, map, rate, register, set  # noqa: A004
 from roost_crdt.rows.expiry import head_expiry, is_hidden
 from roost_crdt.rows.layout import (
     HEAD,
     NO_STAMP,
     TAG_ACTOR,
+    TAG_DOC,
     TAG_FIELD,
     TAG_FIELD_COUNTER,
     TAG_HEAD,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_RATE,
     TYPE_REGISTER,
@@ -24,6 +26,7 @@ from roost_crdt.rows.layout import (
     Part,
     Row,
     Rows,
+    actor_of,
 )
 from roost_crdt.rows.leaf import Leaf, compact_json, json_of, json_text, leaf_of
 
@@ -32,6 +35,7 @@ __all__ = [
     "compact_json",
     "counter_value",
     "dead_parts",
+    "doc_update",
     "exists",
     "expires_ms",
     "json_of",
@@ -52,6 +56,7 @@ _EXISTS = {
     TYPE_SET: set.exists,
     TYPE_MAP: map.exists,
     TYPE_RATE: rate.exists,
+    TYPE_DOC: doc.exists,
 }
 
 
@@ -111,6 +116,21 @@ def rate_estimate(rows: Rows, now_ms: int, window_ms: int) -> int:
     return rate.estimate(rows, now_ms, window_ms)
 
 
+def doc_update(rows: Rows, now_ms: int) -> bytes | None:
+    """The whole document as one Yjs update; None if there is none.
+
+    Any Yjs client can load it. Equal rows give equal bytes. Raises CorruptData where an update
+    cannot be read; then the others cannot be told from it.
+    """
+    found = doc.updates(rows, now_ms)
+    if not found:
+        return None
+    # Readers of other types need no pycrdt.
+    from roost_crdt.document import merge
+
+    return merge(found)
+
+
 def newest_stamp(type_code: int, rows: Rows) -> Stamp | None:
     """The stamp of the newest write that the rows know of, deletes and expiries included.
 
@@ -124,7 +144,9 @@ def newest_stamp(type_code: int, rows: Rows) -> Stamp | None:
             newest = max(newest, row[:2])
         elif type_code == TYPE_MAP and part == HEAD:
             newest = max(newest, row[:2], row[2:4])
-        elif type_code == TYPE_SET and part == HEAD:
+        elif type_code == TYPE_DOC and part[0] == TAG_DOC:
+            newest = max(newest, (row[0], actor_of(part)))
+        elif type_code in (TYPE_SET, TYPE_DOC) and part == HEAD:
             newest = max(newest, row[1:3], *((hlc, actor) for actor, hlc in row[0]))
         elif type_code == TYPE_SET:
             newest = max(newest, *((added, actor) for actor, added, _ in row[1]))
@@ -153,8 +175,11 @@ def dead_parts(type_code: int, rows: Rows, now_ms: int) -> list[Part]:
 def _dead_rows(type_code: int, rows: Rows, now_ms: int) -> list[Part]:
     cleared = set.cleared_of(rows) if type_code == TYPE_SET else {}
     clear = map.clear_stamp(rows) if type_code == TYPE_MAP else (0, 0)
+    shown = frozenset(doc.shown(rows)) if type_code == TYPE_DOC else frozenset()
 
     def is_dead(part: Part, row: Row) -> bool:
+        if type_code == TYPE_DOC:
+            return part not in shown
         if part[0] in (TAG_ACTOR, TAG_FIELD_COUNTER):
             return not counter.is_live(row)
         if part[0] == TAG_FIELD:

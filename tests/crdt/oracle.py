@@ -339,10 +339,64 @@ class RateOracle(Oracle):
         return (self.total(now) or 0) + (self.total(former) or 0) * share // self.window_ms
 
 
+class DocOracle(Oracle):
+    """Edits put one item behind another and may delete one; a clear takes what it saw."""
+
+    made_here = 0
+
+    def _edits(self) -> dict[int, Event]:
+        return {e.args[0]: e for slot in self.slots("edits") for e in self.of(slot)}
+
+    def _cleared(self) -> set[Event]:
+        return {seen for e in self.of(HEAD) if e.what == "clear" for seen in e.saw}
+
+    def _there(self) -> list[int]:
+        """Items that are neither deleted nor waiting for one that they stand behind."""
+        edits = self._edits()
+        deleted = {event.args[2] for event in edits.values()}
+        gone = self._cleared()
+        found = []
+        for item, event in edits.items():
+            behind = event.args[1]
+            while behind in edits:
+                behind = edits[behind].args[1]
+            if behind is None and item not in deleted and event not in gone:
+                found.append(item)
+        return sorted(found)
+
+    def edit(self, stamp: Stamp, now_ms: int, behind: int, drop: int | None) -> None:
+        there = self._there() if self.exists(now_ms) else []
+        if not self.exists(now_ms) and self.expiry():
+            if self.hidden(now_ms):
+                self._clear(stamp)
+            self.expire(stamp, 0)
+        self.made_here += 1
+        new = 1000 * self.actor + self.made_here
+        origin = there[behind % len(there)] if there else None
+        doomed = there[drop % len(there)] if there and drop is not None else None
+        self.tell(("edits", self.actor), Event(stamp, "edit", (new, origin, doomed)))
+
+    def _clear(self, stamp: Stamp) -> None:
+        self.tell(HEAD, Event(stamp, "clear", (), frozenset(self._edits().values())))
+
+    def delete(self, stamp: Stamp, now_ms: int) -> None:
+        if self.exists(now_ms):
+            self._clear(stamp)
+
+    def exists(self, now_ms: int) -> bool:
+        gone = self._cleared()
+        alive = any(event not in gone for event in self._edits().values())
+        return alive and not self.hidden(now_ms)
+
+    def value(self, now_ms: int) -> Any:
+        return set(self._there()) if self.exists(now_ms) else None
+
+
 ORACLES: dict[str, type[Oracle]] = {
     "register": RegisterOracle,
     "counter": CounterOracle,
     "set": SetOracle,
     "map": MapOracle,
     "rate": RateOracle,
+    "doc": DocOracle,
 }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roost_crdt import values
+from roost_crdt import document, values
 from roost_crdt.digest import (
     BUCKETS,
     HOUR_MS,
@@ -17,7 +17,7 @@ from roost_crdt.digest import (
     contribution,
     root,
 )
-from roost_crdt.rows import Rows, counter, join_delta, rate, register
+from roost_crdt.rows import Rows, counter, doc, join_delta, rate, register
 from roost_crdt.rows import map as maps
 from roost_crdt.rows import set as sets
 from roost_crdt.rows.layout import (
@@ -30,6 +30,7 @@ from roost_crdt.rows.layout import (
     TYPE_SET,
 )
 from roost_crdt.testing import TYPES, row_states
+from roost_crdt.testing.edits import edit
 
 A, B = 1, 2
 NOTHING = Contribution(0, {})
@@ -76,13 +77,29 @@ def test_what_is_dead_adds_nothing(name: str) -> None:
     check()
 
 
-def test_tombstones_rates_and_documents_add_nothing() -> None:
+def test_tombstones_and_rates_add_nothing() -> None:
     put = register.put({}, b"v", (1, A))
     assert contribution(TYPE_REGISTER, K, register.delete(put, (2, A))) == NOTHING
     rows = rate.add({}, 5, (1 << 40, A), 1_000, 100)
     assert contribution(TYPE_RATE, K, rows) == NOTHING
     assert change(TYPE_RATE, K, {}, rows) == NOTHING
-    assert contribution(TYPE_DOC, K, {b"\x0b": ()}) == NOTHING
+
+
+def test_a_document_adds_the_rows_that_are_shown() -> None:
+    first = doc.put({}, edit((5, 0)), (3, A), 0, yjs=document, vv={})
+    held = contribution(TYPE_DOC, K, first)
+    assert held != NOTHING
+    second = doc.put(first, edit((6, 0), (5, 0)), (4, 2), 0, yjs=document, vv={})
+    both = contribution(TYPE_DOC, K, {**first, **second})
+    assert change(TYPE_DOC, K, first, second) == both.minus(held) != NOTHING
+    deleted = doc.delete({**first, **second}, {A: 3, 2: 4}, (5, A), yjs=document)
+    assert contribution(TYPE_DOC, K, {**first, **second, **deleted}) == NOTHING
+    # An edit that the DEL has not seen needs what lies below it, deleted as it is.
+    third = doc.put({**first, **second}, edit((7, 0), (6, 0)), (5, 3), 0, yjs=document, vv={})
+    before = {**first, **second, **deleted}
+    after = {**before, **third}
+    assert len(doc.shown(after)) == 4
+    assert change(TYPE_DOC, K, before, third) == contribution(TYPE_DOC, K, after) != NOTHING
 
 
 def test_what_readers_see_differs_in_the_sum() -> None:

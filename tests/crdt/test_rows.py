@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roost_crdt.errors import ActorReused, CorruptData, Unsupported
+from roost_crdt.errors import ActorReused, CorruptData
 from roost_crdt.rows import (
     StampReused,
     decode_row,
@@ -35,7 +35,8 @@ ALL_PARTS = [
         b"\x08f",
         layout.field_counter_part(b"f", 1, 1),
         layout.window_part(1, 1),
-        bytes([layout.TAG_DOC]),
+        layout.doc_part(1, 1),
+        layout.erasure_part(1, 1),
     )
 ]
 _values = st.recursive(
@@ -106,15 +107,12 @@ def test_a_body_over_its_bound_is_refused() -> None:
         decode_row(layout.TYPE_REGISTER, layout.VALUE, body, body_bytes_max=10)
 
 
-def test_the_reserved_type_is_refused_by_name() -> None:
-    doc = bytes([layout.TAG_DOC])
-    with pytest.raises(CorruptData, match="reserved"):
-        decode_row(layout.TYPE_DOC, doc, b"\x90")
-    with pytest.raises(Unsupported, match="reserved"):
-        join_row(layout.TYPE_DOC, doc, (), ())
+def test_an_unknown_place_is_our_own_fault() -> None:
     for operation in (encode_row, row_hlc):
-        with pytest.raises(AssertionError, match="reserved"):
-            operation(layout.TYPE_DOC, doc, ())
+        with pytest.raises(AssertionError, match="register has no rows with tag 3"):
+            operation(layout.TYPE_REGISTER, layout.actor_part(1, 1), ())
+    with pytest.raises(AssertionError, match="unknown type 9"):
+        join_row(9, layout.VALUE, (), ())
 
 
 def test_a_part_of_another_type_is_refused_by_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pycrdt
 import pytest
 from crdt.oracle import ORACLES, Oracle
 from hypothesis import given, settings
@@ -30,6 +31,11 @@ EXAMPLES = 400
 
 def _shown(type_name: str, replica: Replica, now_ms: int) -> Any:
     exists, value = replica.value(now_ms)
+    if type_name == "doc" and value is not None:
+        shown = pycrdt.Doc()
+        array = shown.get("a", type=pycrdt.Array)
+        shown.apply_update(value)
+        return exists, {int(item.partition(".")[0]) for item in array}
     return exists, set(value) if type_name == "set" else value
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roost_crdt import values
+from roost_crdt import document, values
 from roost_crdt.hlc import hlc_from_ms
-from roost_crdt.rows import Rows, counter, rate, register
+from roost_crdt.rows import Rows, counter, doc, rate, register
 from roost_crdt.rows import map as maps
 from roost_crdt.rows import set as sets
 from roost_crdt.rows.layout import (
@@ -29,6 +29,7 @@ from roost_crdt.rows.layout import (
     window_part,
 )
 from roost_crdt.testing import START_MS, TYPES, WINDOW_MS, row_states
+from roost_crdt.testing.edits import edit
 
 A, B = 1, 2
 
@@ -40,6 +41,7 @@ def _shown(type_code: int, rows: Rows, now_ms: int) -> Any:
         TYPE_SET: values.set_members,
         TYPE_MAP: values.map_fields,
         TYPE_RATE: lambda rows, now_ms: values.rate_estimate(rows, now_ms, WINDOW_MS),
+        TYPE_DOC: values.doc_update,
     }
     return values.exists(type_code, rows, now_ms), shown[type_code](rows, now_ms)
 
@@ -53,10 +55,12 @@ def _examples() -> dict[int, Rows]:
         TYPE_SET: sets.add({}, [b"e", "1"], stamp, 1_000),
         TYPE_MAP: maps.put({}, {b"f": "1"}, stamp, 1_000),
         TYPE_RATE: rate.add({}, 5, stamp, 1_000, 100),
+        TYPE_DOC: doc.put({}, edit((5, 0)), stamp, 1_000, yjs=document, vv={}),
     }
     for code, module in ((TYPE_COUNTER, counter), (TYPE_SET, sets), (TYPE_MAP, maps)):
         rows[code] |= module.expire(rows[code], later, 1_050)
     rows[TYPE_RATE] |= rate.expire(rows[TYPE_RATE], later, 1_050)
+    rows[TYPE_DOC] |= doc.expire(rows[TYPE_DOC], later, 1_050)
     return rows
 
 
@@ -84,8 +88,23 @@ def test_what_shows() -> None:
 
 
 def test_a_type_of_another_version_shows_nothing() -> None:
-    assert not values.exists(TYPE_DOC, {b"\x0b": ()}, 0)
-    assert values.expires_ms(TYPE_DOC, {b"\x0b": ()}, 0) == 0
+    assert not values.exists(99, {b"\x63": ()}, 0)
+    assert values.expires_ms(99, {b"\x63": ()}, 0) == 0
+
+
+def test_a_document_shows_one_update() -> None:
+    one, two = edit((5, 0)), edit((6, 0), (5, 0))
+    rows = doc.put({}, one, (3, A), 0, yjs=document, vv={})
+    assert values.doc_update(rows, 0) == one
+    rows |= doc.put(rows, two, (4, A), 0, yjs=document, vv={})
+    assert values.doc_update(rows, 0) == document.merge([two, one])
+    assert values.newest_stamp(TYPE_DOC, rows) == (4, A)
+    rows |= doc.expire(rows, (5, A), 100)
+    assert values.expires_ms(TYPE_DOC, rows, 99) == 100
+    assert values.newest_stamp(TYPE_DOC, rows) == (5, A)
+    assert values.doc_update(rows, 99) is not None
+    assert values.doc_update(rows, 100) is None
+    assert values.doc_update({}, 0) is None
 
 
 def test_a_key_without_expiry_never_ends() -> None:

@@ -76,6 +76,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "value = a if a[2:4] > b[2:4] else b",
         "4 -> 5",
     ): "the values differ, what follows is not read",
+    ("last = -1", "1 -> 2"): "actors are not negative",
 }
 """(line, change) of mutants that nobody can tell from the original, with the reason."""
 

@@ -5,7 +5,7 @@ in any order, any number of times, in any batches. What an actor may never do: u
 for two operations, or write under a stamp that is not above all it has seen. A join that finds
 one stamp with two bodies keeps the same one everywhere and raises StampReused.
 
-The writing side is one module per type (register, counter, set, map, rate); each operation
+The writing side is one module per type (register, counter, set, map, rate, doc); each operation
 returns a Delta: the complete new row of every part that it touches, already joined with what
 was there. So `rows.update(delta)` applies it where it was made, and `join_delta` anywhere else.
 """
@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from roost_crdt.errors import CorruptData, Unsupported
-from roost_crdt.rows import counter, map, rate, register, set  # noqa: A004
+from roost_crdt.errors import CorruptData
+from roost_crdt.rows import counter, doc, map, rate, register, set  # noqa: A004
 from roost_crdt.rows.expiry import join_plain_head
 from roost_crdt.rows.layout import (
+    HEAD,
     TAG_ACTOR,
     TAG_DOC,
+    TAG_DOC_ERASURE,
     TAG_ELEMENT,
     TAG_FIELD,
     TAG_FIELD_COUNTER,
@@ -55,6 +57,7 @@ __all__ = [
     "StampReused",
     "counter",
     "decode_row",
+    "doc",
     "encode_row",
     "join_delta",
     "join_row",
@@ -73,13 +76,14 @@ class _Codec(NamedTuple):
 
 
 _PLAIN_HEAD = _Codec(counter.decode_head, join_plain_head, counter.head_hlc)
+_CLEARED_HEAD = _Codec(set.decode_head, set.join_head, set.head_hlc)
 _ELEMENT = _Codec(set.decode, set.join, set.row_hlc)
 _COUNT = _Codec(counter.decode, counter.join, counter.row_hlc)
 _BY_TYPE: dict[int, dict[int, _Codec]] = {
     TYPE_REGISTER: {TAG_VALUE: _Codec(register.decode, register.join, register.row_hlc)},
     TYPE_COUNTER: {TAG_HEAD: _PLAIN_HEAD, TAG_ACTOR: _COUNT},
     TYPE_SET: {
-        TAG_HEAD: _Codec(set.decode_head, set.join_head, set.head_hlc),
+        TAG_HEAD: _CLEARED_HEAD,
         TAG_ELEMENT: _ELEMENT,
         TAG_JSON_ELEMENT: _ELEMENT,
         TAG_LONG_ELEMENT: _ELEMENT,
@@ -91,6 +95,11 @@ _BY_TYPE: dict[int, dict[int, _Codec]] = {
         TAG_FIELD_COUNTER: _COUNT,
     },
     TYPE_RATE: {TAG_HEAD: _PLAIN_HEAD, TAG_WINDOW: _Codec(rate.decode, rate.join, rate.row_hlc)},
+    TYPE_DOC: {
+        TAG_HEAD: _CLEARED_HEAD,
+        TAG_DOC: _Codec(doc.decode, doc.join, doc.row_hlc),
+        TAG_DOC_ERASURE: _Codec(doc.decode_erasure, doc.join_erasure, doc.erasure_hlc),
+    },
 }
 _CODECS: dict[int, _Codec] = {
     type_code << 8 | tag: codec
@@ -112,7 +121,10 @@ def decode_row(
     codec = _CODECS.get(type_code << 8 | part[0])
     if codec is None:
         raise CorruptData(_no_codec(type_code, part[0]))
-    return codec.decode(part, body)
+    row = codec.decode(part, body)
+    if body_bytes_max is not None and type_code == TYPE_DOC and part != HEAD:
+        doc.check(part, row)
+    return row
 
 
 def encode_row(type_code: int, part: Part, row: Row) -> bytes:
@@ -124,12 +136,10 @@ def encode_row(type_code: int, part: Part, row: Row) -> bytes:
 def join_row(type_code: int, part: Part, a: Row, b: Row) -> Row:
     """The join of two rows of one part; `a` itself if `b` adds nothing.
 
-    Raises StampReused, with the row to keep in `.kept`, if one stamp came with two bodies;
-    Unsupported for the reserved type doc.
+    Raises StampReused, with the row to keep in `.kept`, if one stamp came with two bodies.
     """
     codec = _CODECS.get(type_code << 8 | part[0])
-    if codec is None:
-        raise Unsupported(_no_codec(type_code, part[0]))
+    assert codec is not None, _no_codec(type_code, part[0])
     return codec.join(a, b)
 
 
@@ -165,7 +175,5 @@ def row_hlc(type_code: int, part: Part, row: Row) -> int:
 
 
 def _no_codec(type_code: int, tag: int) -> str:
-    if type_code == TYPE_DOC and tag == TAG_DOC:
-        return "type doc is reserved: this version neither stores nor merges it"
     name = TYPE_NAMES.get(type_code, f"unknown type {type_code}")
     return f"{name} has no rows with tag {tag}"

@@ -13,7 +13,8 @@ that the tag decides:
     FIELD               the field's bytes (<= 255)               map
     FIELD_COUNTER       len(field) u8, field, actor, birth       map
     WINDOW              window index u64, actor u64              rate
-    DOC                 reserved
+    DOC                 actor u64, birth u64                     doc
+    DOC_ERASURE         actor u64, hlc u64                       doc
 
 A tag of its own for the head keeps an empty field or element from colliding with it. Integers
 are big-endian, so that rows of a key sort by them. On disk a row is `key NUL part` ->
@@ -64,6 +65,7 @@ TAG_FIELD: Final = 8
 TAG_FIELD_COUNTER: Final = 9
 TAG_WINDOW: Final = 10
 TAG_DOC: Final = 11
+TAG_DOC_ERASURE: Final = 12
 
 RESERVED: Final = b"\x01"
 """Keys that begin so are the cluster's own (see roost_crdt.members): replicated, never shown."""
@@ -87,10 +89,12 @@ _SEALED = Struct(">IB")
 _TYPE_CRC = [crc32(bytes([code])) for code in range(256)]
 _ACTOR_PREFIX = bytes([TAG_ACTOR])
 _WINDOW_PREFIX = bytes([TAG_WINDOW])
+_DOC_PREFIX = bytes([TAG_DOC])
+_ERASURE_PREFIX = bytes([TAG_DOC_ERASURE])
 _PLAIN_TAGS = {TAG_ELEMENT, TAG_FIELD}
 _HASH_TAGS = {TAG_LONG_ELEMENT, TAG_LONG_JSON_ELEMENT}
-_PAIR_TAGS = {TAG_ACTOR, TAG_WINDOW}
-_BARE_TAGS = {TAG_HEAD, TAG_VALUE, TAG_DOC}
+_PAIR_TAGS = {TAG_ACTOR, TAG_WINDOW, TAG_DOC, TAG_DOC_ERASURE}
+_BARE_TAGS = {TAG_HEAD, TAG_VALUE}
 
 
 class StampReused(ActorReused):
@@ -210,8 +214,27 @@ def window_index(part: Part) -> int:
     return index
 
 
+def doc_prefix(actor: int) -> bytes:
+    """What the DOC parts of one actor begin with."""
+    return _DOC_PREFIX + _ONE_U64.pack(actor)
+
+
+def doc_part(actor: int, birth: int) -> Part:
+    return _DOC_PREFIX + _TWO_U64.pack(actor, birth)
+
+
+def erasure_part(actor: int, hlc: int) -> Part:
+    return _ERASURE_PREFIX + _TWO_U64.pack(actor, hlc)
+
+
+def actor_of(part: Part) -> int:
+    """The actor of an ACTOR, FIELD_COUNTER, DOC or DOC_ERASURE part."""
+    actor: int = _ONE_U64.unpack_from(part, len(part) - 16)[0]
+    return actor
+
+
 def birth_of(part: Part) -> int:
-    """The birth hlc at the end of an ACTOR or FIELD_COUNTER part."""
+    """The hlc at the end of an ACTOR, FIELD_COUNTER, DOC or DOC_ERASURE part."""
     birth: int = _ONE_U64.unpack_from(part, len(part) - 8)[0]
     return birth
 

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from roost_crdt import values
+from roost_crdt import document, outside, values
 from roost_crdt.hlc import Hlc
 from roost_crdt.record import Record, RowOp, decode_record, decode_rows, encode_record
 from roost_crdt.rows import (
     Delta,
     Rows,
     counter,
+    doc,
     encode_row,
     join_delta,
     map,  # noqa: A004
@@ -24,7 +25,9 @@ from roost_crdt.rows import (
     set,  # noqa: A004
 )
 from roost_crdt.rows.layout import TYPE_BY_NAME, row_key
+from roost_crdt.testing.edits import edit
 from roost_crdt.testing.states import FIELDS, START_MS, WINDOW_MS, leaves, value_at
+from roost_crdt.ystructs import read_structs
 
 
 class Step(NamedTuple):
@@ -68,13 +71,15 @@ def _operations(type_name: str) -> SearchStrategy[tuple[Any, ...]]:
         drops = st.lists(fields, min_size=1, max_size=2)
         own = [tuples(just("put"), puts, ttl_ms), tuples(just("remove"), drops)]
         own += [tuples(just(name), fields, by) for name in ("add", "assign")]
+    elif type_name == "doc":
+        own = [tuples(just("edit"), st.integers(0, 9), st.none() | st.integers(0, 9))]
     else:
         own = [tuples(just("add"), st.integers(0, 5))]
     return st.one_of(*own, *own, *common)
 
 
 def histories(type_name: str, *, replicas: int = 3, steps_max: int = 25) -> SearchStrategy[History]:
-    """Histories of one key of a type: register, counter, set, map or rate."""
+    """Histories of one key of a type: register, counter, set, map, rate or doc."""
     who = st.integers(0, replicas - 1)
     wait_ms = st.sampled_from([0, 1, 15, 40, 150])
     batch = st.lists(_operations(type_name), min_size=1, max_size=3).map(tuple)
@@ -95,6 +100,7 @@ class Replica:
     vv: dict[int, int] = field(default_factory=dict)
     records: list[bytes] = field(default_factory=list)
     clock: Hlc = field(default_factory=Hlc)
+    edits: int = 0
 
     @property
     def type_code(self) -> int:
@@ -150,6 +156,7 @@ class Replica:
                 "set": set.expire,
                 "map": map.expire,
                 "rate": rate.expire,
+                "doc": doc.expire,
             }
             return expire[self.type_name](rows, stamp, ends_ms)
         if self.type_name == "register":
@@ -165,9 +172,28 @@ class Replica:
             return self._operate_set(name, args, stamp, now_ms)
         if self.type_name == "map":
             return self._operate_map(name, args, stamp, now_ms)
+        if self.type_name == "doc":
+            if name == "delete":
+                gone = values.exists(self.type_code, rows, now_ms)
+                return doc.delete(rows, self.vv, stamp, yjs=document) if gone else {}
+            return self._edit(args[0], args[1], stamp, now_ms)
         if name == "delete":
             return rate.delete(rows, now_ms)
         return rate.add(rows, args[0], stamp, now_ms, WINDOW_MS)
+
+    def _edit(self, behind: int, drop: int | None, stamp: tuple[int, int], now_ms: int) -> Delta:
+        """An item behind a live one, from a Yjs client of its own; maybe another one deleted."""
+        held = values.doc_update(self.rows, now_ms) or b"\0\0"
+        there = document.rehearse(held, b"\0\0").before
+        gone = {run.client for run in read_structs(held).deletes}
+        live = sorted(client for client in there if client not in gone)
+        self.edits += 1
+        new = (1_000 * self.actor + self.edits, 0)
+        origin = (live[behind % len(live)], 0) if live else None
+        doomed = (live[drop % len(live)], 0) if live and drop is not None else None
+        owner = outside.owner_of(str(self.actor))
+        update = outside.admit(self.rows, edit(new, origin, doomed), now_ms, owner)
+        return doc.put(self.rows, update, stamp, now_ms, yjs=document, vv=self.vv, owner=owner)
 
     def _operate_set(
         self, name: str, args: list[Any], stamp: tuple[int, int], now_ms: int

@@ -15,24 +15,30 @@ from roost_crdt.rows.layout import (
     NO_STAMP,
     TYPE_BY_NAME,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_REGISTER,
     TYPE_SET,
     VALUE,
     Part,
     actor_part,
+    doc_part,
+    erasure_part,
     field_counter_part,
     field_part,
     window_part,
 )
 from roost_crdt.rows.leaf import Leaf, kind_and_bytes
 from roost_crdt.rows.wire import encode
+from roost_crdt.testing.edits import ROW_LENGTH, row_chain
 from roost_crdt.testing.laws import Lattice
+from roost_crdt.ystructs import delete_update
+from roost_crdt.yupdate import Range
 
 START_MS: Final = 1_700_000_000_000
 """The wall clock at which histories begin and states are looked at."""
 WINDOW_MS: Final = 100
-TYPES: Final = ("register", "counter", "set", "map", "rate")
+TYPES: Final = ("register", "counter", "set", "map", "rate", "doc")
 
 
 def _lattice(type_code: int) -> Lattice[Rows]:
@@ -65,6 +71,8 @@ def value_at(type_code: int, rows: Rows, now_ms: int) -> Any:
         shown = values.set_members(rows, now_ms)
     elif type_code == TYPE_MAP:
         shown = values.map_fields(rows, now_ms)
+    elif type_code == TYPE_DOC:
+        shown = values.doc_update(rows, now_ms)
     else:
         shown = values.rate_estimate(rows, now_ms, WINDOW_MS)
     return values.exists(type_code, rows, now_ms), shown
@@ -126,6 +134,23 @@ def _elements(leaf: Leaf) -> SearchStrategy[Row]:
     return dots.map(lambda drawn: (data if len(data) > 255 else b"", drawn))
 
 
+def _cleared_heads() -> SearchStrategy[Row]:
+    cleared = st.dictionaries(st.integers(1, 3), st.integers(1, 9))
+    head = st.tuples(cleared.map(lambda d: tuple(sorted(d.items()))), _expiries())
+    return head.map(lambda d: (d[0], *d[1]))
+
+
+def _doc_rows() -> dict[Part, SearchStrategy[Row]]:
+    drawn: dict[Part, SearchStrategy[Row]] = {}
+    for actor, birth, base in ((1, 1, 1), (1, 6, 4), (2, 4, 4), (2, 8, 1), (3, 3, 2)):
+        states = row_chain(actor, birth, base, ROW_LENGTH)
+        drawn[doc_part(actor, birth)] = st.sampled_from(states)
+    for actor, hlc, client in ((1, 5, 2_004), (2, 7, 1_001)):
+        deleted = delete_update({client: [Range(client, 0, 3)]})
+        drawn[erasure_part(actor, hlc)] = st.just((deleted,))
+    return drawn
+
+
 def _parts(type_name: str) -> dict[Part, SearchStrategy[Row]]:
     actors = [(actor, birth) for actor in (1, 2, 3) for birth in (1, 2)]
     if type_name == "register":
@@ -133,16 +158,16 @@ def _parts(type_name: str) -> dict[Part, SearchStrategy[Row]]:
     if type_name == "counter":
         return {HEAD: _expiries(), **{actor_part(*pair): _counts() for pair in actors}}
     if type_name == "set":
-        cleared = st.dictionaries(st.integers(1, 3), st.integers(1, 9))
-        head = st.tuples(cleared.map(lambda d: tuple(sorted(d.items()))), _expiries())
         members: list[Leaf] = [b"", b"a", "1", b"x" * 256, "1" * 256]
         drawn = {set.part_of(leaf): _elements(leaf) for leaf in members}
-        return {HEAD: head.map(lambda d: (d[0], *d[1])), **drawn}
+        return {HEAD: _cleared_heads(), **drawn}
     if type_name == "map":
         clear = st.tuples(_stamps(), _expiries()).map(lambda d: (*d[0], *d[1]))
         fields = {field_part(name): _stamps().map(_field_row) for name in FIELDS}
         counts = {field_counter_part(b"a", *pair): _counts() for pair in actors}
         return {HEAD: clear, **fields, **counts}
+    if type_name == "doc":
+        return {HEAD: _cleared_heads(), **_doc_rows()}
     index = START_MS // WINDOW_MS
     window = st.integers(0, 9).map(lambda n: (n, n // 2, WINDOW_MS))
     windows = {window_part(index - back, actor): window for back in (0, 1, 2) for actor in (1, 2)}

@@ -84,12 +84,19 @@ class PutValue(Request):
 
 
 class PatchValue(Request):
-    """`incr` for counters and rates (an object of fields for a counting map), or `put` and
-    `drop` for maps and sets."""
+    """`incr` for counters and rates (an object of fields for a counting map), `put` and `drop`
+    for maps and sets, or `update` for documents."""
 
     incr: Raw = msgspec.field(default_factory=Raw)
     put: Raw = msgspec.field(default_factory=Raw)
     drop: Raw = msgspec.field(default_factory=Raw)
+    update: Annotated[
+        bytes | None,
+        Meta(
+            description="a Yjs update (format v1) in base64; GET shows a document as "
+            '{"base64": ...}, one update that holds all of it'
+        ),
+    ] = None
 
 
 class Spend(Request):

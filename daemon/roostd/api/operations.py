@@ -96,7 +96,8 @@ class Operations:
             leaf = keys.get(stored)
             return None if leaf is None else msgspec.Raw(values.json_text(leaf).encode())
         if kind == "doc":
-            raise Unsupported(f"policy {policy.name} is a doc: it is edited by Yjs clients")
+            update = keys.doc(stored)
+            return None if update is None else msgspec.Raw(_base64(update))
         if not keys.exists(stored):
             return None
         if kind == "counter":
@@ -177,25 +178,34 @@ class Operations:
         else:
             raise Unsupported(
                 f"policy {policy.name} is a {policy.type}: it cannot be set, only "
-                f"{'incremented' if policy.type == 'rate' else 'edited by Yjs clients'}"
+                f"{'incremented' if policy.type == 'rate' else 'changed by PATCH {update}'}"
             )
         return await self._written(key)
 
     async def patch(
         self, caller: Caller, key: bytes, body: PatchValue, request_id: str | None = None
     ) -> Result:
-        """Change a part of a key: `incr`, or `put` and `drop`."""
+        """Change a part of a key: `incr`, `put` and `drop`, or `update`."""
         incr, put, drop = bytes(body.incr), bytes(body.put), bytes(body.drop)
+        if body.update is not None:
+            if incr or put or drop:
+                raise BadRequest("a PATCH with update has nothing else", field="update")
+            return await self._update(caller, key, body.update)
         if incr and (put or drop):
             raise BadRequest("a PATCH has either incr, or put and drop", field="incr")
         if not (incr or put or drop):
-            raise BadRequest("a PATCH needs incr, put or drop", field="incr")
+            raise BadRequest("a PATCH needs incr, put, drop or update", field="incr")
         if incr:
             return await self.incr(caller, key, incr, request_id)
         stored, policy = self._writable(caller, key)
         if policy.consistency != EVENTUALLY_GLOBAL or policy.type not in ("set", "map"):
             if policy.consistency == SESSION_LOCAL:
                 raise _session_write(policy)
+            if policy.type == "doc":
+                raise Unsupported(
+                    f"policy {policy.name} is a doc: it is changed by PATCH {{update}}, a Yjs "
+                    "update in base64"
+                )
             raise Unsupported(
                 f"put and drop are for sets and maps; policy {policy.name} is "
                 f"{policy.consistency} ({policy.type})"
@@ -221,6 +231,16 @@ class Operations:
                 keys.map_drop(stored, names)
             if fields:
                 keys.map_put(stored, fields)
+        return await self._written(key)
+
+    async def _update(self, caller: Caller, key: bytes, update: bytes) -> Result:
+        stored, policy = self._writable(caller, key)
+        if policy.type != "doc":
+            raise Unsupported(
+                f"update is for documents; policy {policy.name} is a {policy.consistency} "
+                f"{policy.type}"
+            )
+        self.node.keys.doc_put(stored, update, caller.name)
         return await self._written(key)
 
     async def incr(
@@ -393,6 +413,10 @@ class Operations:
             )
 
 
+def _base64(data: bytes) -> bytes:
+    return msgspec.json.encode({"base64": data})
+
+
 def _text(leaf: Leaf) -> bytes:
     return leaf if isinstance(leaf, bytes) else leaf.encode()
 
@@ -422,6 +446,8 @@ def _no_increment(policy: Policy) -> str:
             f"policy {policy.name} is a map: incr is an object of fields, where the policy says "
             'fields = "counter"'
         )
+    if policy.type == "doc":
+        return f"policy {policy.name} is a doc: it is changed by PATCH {{update}}, a Yjs update"
     if policy.type == "quota":
         return f"policy {policy.name} is a quota: spend it (POST /v1/quotas/KEY/spend, ROOST.SPEND)"
     return (

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from roost_crdt import values
+from roost_crdt import document, outside, values
 from roost_crdt.errors import BadRequest, TooLarge, Unsupported, WrongType
 from roost_crdt.hlc import Stamp
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
 from roost_crdt.record import Record
-from roost_crdt.rows import Delta, Rows, counter, layout, rate, register
+from roost_crdt.rows import Delta, Rows, counter, doc, layout, rate, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
 from roostd.node.standby import Due
@@ -31,7 +31,11 @@ _EXPIRE: dict[int, Callable[[Rows, Stamp, int], Delta]] = {
     layout.TYPE_SET: set_rows.expire,
     layout.TYPE_MAP: map_rows.expire,
     layout.TYPE_RATE: rate.expire,
+    layout.TYPE_DOC: doc.expire,
 }
+
+_HEADED = ("counter", "set", "map", "doc")
+"""Types whose expiry stands in the key's head."""
 
 
 class Keys:
@@ -121,6 +125,11 @@ class Keys:
     def field(self, key: bytes, name: bytes) -> Leaf | int | None:
         policy = self.policy(key, "map")
         return values.map_field(self._rows(policy, key), name, self._now_ms())
+
+    def doc(self, key: bytes) -> bytes | None:
+        """A whole document as one Yjs update; None if there is none."""
+        policy = self.policy(key, "doc")
+        return values.doc_update(self._rows(policy, key), self._now_ms())
 
     def expires_ms(self, key: bytes) -> int | None:
         """Wall milliseconds at which the key ends; 0 = never, None = there is no such key."""
@@ -257,6 +266,23 @@ class Keys:
         assert isinstance(value, int), "a field that was just incremented counts"
         return value
 
+    def doc_put(self, key: bytes, update: bytes, principal: str) -> bool:
+        """Take a Yjs update of `principal`'s client into a document; False if nothing is new in it.
+
+        Raises besides what `outside.admit` does.
+        """
+        policy = self.policy(key, "doc")
+        now_ms = self._now_ms()
+        rows = self._rows(policy, key)
+        owner = outside.owner_of(principal)
+        news = outside.admit(rows, update, now_ms, owner, self._limits)
+        if not news:
+            return False
+        stamp, vv = self._stamp(), self._store.vv
+        delta = doc.put(rows, news, stamp, now_ms, yjs=document, vv=vv, owner=owner)
+        self._write(key, policy, rows, delta, stamp)
+        return True
+
     def delete(self, key: bytes) -> bool:
         """Remove what is observed here; False if there was nothing."""
         policy = self.policy(key)
@@ -273,6 +299,8 @@ class Keys:
             delta = counter.delete(rows, stamp, now_ms)
         elif policy.type == "set":
             delta = set_rows.delete(rows, self._store.vv, stamp)
+        elif policy.type == "doc":
+            delta = doc.delete(rows, self._store.vv, stamp, yjs=document)
         else:
             delta = map_rows.delete(rows, stamp)
         self._write(key, policy, rows, delta, stamp, keep_expiry=True)
@@ -355,7 +383,7 @@ class Keys:
         if delta and not rows and policy.type != "register" and self.collected():
             # Elsewhere an expiry may still hide what was collected here: it must not hide this.
             delta = delta | _EXPIRE[policy.row_type](delta, stamp, 0)
-        if policy.ttl_ms and not keep_expiry and policy.type in ("counter", "set", "map"):
+        if policy.ttl_ms and not keep_expiry and policy.type in _HEADED:
             ends_ms = self._policy_expiry(policy)
             delta = delta | _EXPIRE[policy.row_type]({**rows, **delta}, stamp, ends_ms)
         due_key = b""

@@ -20,7 +20,7 @@ import msgspec
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
-from roost_crdt.rows.layout import HEAD, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
+from roost_crdt.rows.layout import HEAD, TYPE_DOC, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
 from roostd.index import Index, is_disk_error, u64
 from roostd.logrecovery import REPAIR, Position
 
@@ -309,12 +309,13 @@ class Applier:
         skip = len(prefix)
         head = prefix + HEAD
         drops = None in writes.values()
-        if head in writes or drops:
+        types = {write[0] for write in writes.values() if write is not None}
+        if head in writes or drops or TYPE_DOC in types:
             stored = dict(self._index.rows(prefix))
         else:
             stored = self._index.get_rows(sorted([*writes, head]))
         before: Rows = {}
-        type_code = next((write[0] for write in writes.values() if write is not None), 0)
+        type_code = min(types, default=0)
         for name, sealed in stored.items():
             row = self._unsealed(name, name[skip:], sealed)
             if row is not None:

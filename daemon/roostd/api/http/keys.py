@@ -75,7 +75,7 @@ async def put_key(call: Call) -> Response:
 @TABLE.add(
     "PATCH",
     "/v1/keys/{key:path}",
-    "Increment a counter, or put and drop fields and elements",
+    "Increment a counter, put and drop fields and elements, or edit a document",
     "keys",
     body=bodies.PatchValue,
     parameters=(IDEMPOTENCY,),

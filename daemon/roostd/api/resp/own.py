@@ -118,7 +118,7 @@ async def delete(conn: Connection, args: list[bytes]) -> bytes:
     return _written(conn, await conn.operations.delete(caller_of(conn), args[1], request_id))
 
 
-@command("ROOST.UPDATE", 3, "write", NO_KEYS, _GROUP, "ROOST.UPDATE key {put, drop}.", solo=True)
+@command("ROOST.UPDATE", 3, "write", NO_KEYS, _GROUP, "Changes parts, by a body.", solo=True)
 async def update(conn: Connection, args: list[bytes]) -> bytes:
     body = await decode(args[2], PatchValue, conn.node.limits.nesting_max)
     return _written(conn, await conn.operations.patch(caller_of(conn), args[1], body))

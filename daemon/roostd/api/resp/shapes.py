@@ -32,7 +32,7 @@ _USE = {
     "rate": "INCRBY",
     "quota": "ROOST.SPEND",
     "meter": "INCRBY",
-    "doc": "a Yjs client",
+    "doc": "ROOST.UPDATE with a Yjs update",
 }
 
 

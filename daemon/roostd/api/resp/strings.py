@@ -42,7 +42,9 @@ def local_string(conn: Connection, policy: Policy, key: bytes) -> bytes | None:
         return None if count is None else numbers.count_text(count, policy.float_)
     if policy.type == "rate":
         return b"%d" % keys.rate(key) if keys.exists(key) else None
-    if policy.type == "doc" or keys.exists(key):
+    if policy.type == "doc":
+        return keys.doc(key)
+    if keys.exists(key):
         raise wrong_type()
     return None
 
