@@ -5,6 +5,7 @@ lost, one home is left, and staleness is counted right.
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -303,3 +304,18 @@ def test_one_damaged_session_does_not_hold_up_the_others() -> None:
     assert {sid for _, sid, _ in network.broken} == {SID}
     assert network["us"].turns("s2") == ["two"]
     assert eu.live("s2").meta.acked_n == eu.live("s2").meta.n
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_session_that_was_erased_during_its_handover_stays_erased(answer: bool) -> None:
+    network = at_home("eu", "us")
+    eu = network["eu"]
+    handing = network.hand_over_begins("eu", SID, "us")
+    network.hand_over_arrives(handing)
+    eu.stream.erase_here(SID, network.now_ms)
+    erased = eu.shelf.meta(SID)
+    network.hand_over_ends(handing, answer=answer)
+    assert eu.shelf.meta(SID) == erased
+    assert eu.shelf.live(SID) is None
+    network.settle()
+    assert not network.heads(SID)

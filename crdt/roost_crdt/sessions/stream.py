@@ -143,11 +143,11 @@ class Stream:
     def handed_over(self, live: SessionCopy, frame: Whole) -> None:
         """The next home has answered: it is home, this node its standby.
 
-        Meanwhile a higher epoch may have been learnt or, for another standby, entered here; and
-        what was merged meanwhile the next home lacks.
+        Meanwhile a higher epoch may have been learnt or, for another standby, entered here; what
+        was merged meanwhile the next home lacks; and an erasure outranks all of it.
         """
         live.follow = Follow()
-        if live.meta.epoch >= frame.epoch:
+        if live.meta.epoch >= frame.epoch or self._erased(frame.sid):
             return
         lacks = (live.meta.n, live.meta.chain) != (frame.n, frame.chain)
         live.set_meta(
@@ -160,13 +160,18 @@ class Stream:
     def handover_unknown(self, live: SessionCopy, frame: Whole) -> None:
         """No answer: the other side may be home under the frame's epoch; this one outranks it.
 
-        Unless it has said so by itself meanwhile, or yet another is home.
+        Unless it has said so by itself meanwhile, or yet another is home, or it was erased.
         """
-        if live.meta.home != self._shelf.node:
+        if live.meta.home != self._shelf.node or self._erased(frame.sid):
             return
         live.set_meta(msgspec.structs.replace(live.meta, epoch=max(live.meta.epoch, frame.epoch)))
         live.enter_epoch(self._shelf.node, frame.epoch[1], self._shelf.now_ms())
         self.offer(live)
+
+    def _erased(self, sid: str) -> bool:
+        """A copy in somebody's hands does not show that its session was erased meanwhile."""
+        meta = self._shelf.meta(sid)
+        return meta is not None and bool(meta.erased_ms)
 
     def adopt(self, frame: Whole) -> bool:
         """Become home of a session that was handed over; False if its epoch is not newer, or

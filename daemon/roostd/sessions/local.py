@@ -12,6 +12,7 @@ from roost_crdt import fold
 from roost_crdt.errors import (
     BadRequest,
     CallConflict,
+    NoSession,
     TurnConflict,
     Unavailable,
     UnknownOutcome,
@@ -288,7 +289,10 @@ class Local:
         return await self.commit(child, onto, None, origin)
 
     def check_home(self, live: SessionCopy) -> None:
-        """Raises Moved if the session moved while the request waited."""
+        """Raises NoSession or Moved if the session was erased or moved while the request waited."""
+        meta = self._context.shelf.meta(live.meta.sid)
+        if meta is not None and meta.erased_ms:
+            raise NoSession(f"session {meta.sid} was erased; open a new one")
         if live.meta.home != self._context.node:
             raise Moved(f"session {live.meta.sid} has just moved to {live.meta.home}")
 

@@ -1,0 +1,75 @@
+"""Steps of a session at home that wait, while something else happens to the session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+from api_node import Served, served
+
+from roost_crdt.errors import NoSession
+from roost_crdt.sessions.copy import SessionCopy
+from roostd.node import Node
+from roostd.sessions.delivery import Delivery
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    running: Served
+    async with served(tmp_path_factory.mktemp("local")) as running:
+        yield running.node
+
+
+async def commit(node: Node, sid: str) -> None:
+    await node.sessions.commit(sid, None, messages=[b'{"a":1}'])
+
+
+async def call(node: Node, sid: str) -> None:
+    await node.sessions.call(sid, None, "c1", status="begun", tool="search", args=b"{}")
+
+
+def is_gone(node: Node, sid: str) -> bool:
+    """Erased, in memory and in what is stored, and nothing of it is left."""
+    shelf = node.shelf
+    meta, stored = shelf.meta(sid), shelf.table.head(sid)
+    assert meta is not None
+    assert meta == stored
+    view = shelf.table.view(sid)
+    return bool(meta.erased_ms) and not meta.held and shelf.live(sid) is None and not any(view)
+
+
+@pytest.mark.parametrize("step", [commit, call])
+async def test_a_step_that_waits_for_its_turn_does_not_bring_an_erased_session_back(
+    node: Node, step: Callable[[Node, str], Awaitable[None]]
+) -> None:
+    opened = await node.sessions.open(None, None)
+    await commit(node, opened.sid)
+    live = node.shelf.live(opened.sid)
+    assert live is not None
+    async with node.sessions.context.lock(live):
+        waiting = asyncio.ensure_future(step(node, opened.sid))
+        while not live.pins:
+            await asyncio.sleep(0)
+        await node.sessions.erase(opened.sid, None)
+        assert not waiting.done()
+    with pytest.raises(NoSession, match=f"{opened.sid} was erased"):
+        await waiting
+    assert is_gone(node, opened.sid)
+
+
+async def test_a_turn_that_waits_for_the_standby_does_not_either(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await node.sessions.open(None, None)
+    await commit(node, opened.sid)
+
+    async def erased_meanwhile(self: Delivery, live: SessionCopy, n: int, wait_ms: int) -> bool:
+        await node.sessions.erase(live.meta.sid, None)
+        return False
+
+    monkeypatch.setattr(Delivery, "acknowledged", erased_meanwhile)
+    with pytest.raises(NoSession, match=f"{opened.sid} was erased"):
+        await commit(node, opened.sid)
+    assert is_gone(node, opened.sid)
