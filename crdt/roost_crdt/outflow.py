@@ -110,6 +110,10 @@ class Outflow:
         after, peer.reading = peer.reading[1], None
         if peer.cursor.get(origin, 0) != after or origin not in peer.catch_up:
             return
+        if raws is not None:
+            # After a reseed the log still has records that were given up.
+            held = self._near.vv.get(origin, 0)
+            raws = [raw for raw in raws if record_span(raw)[1] <= held]
         spans = [record_span(raw) for raw in raws or ()]
         if raws is None or (spans and spans[0][2] > after):
             del peer.catch_up[origin]

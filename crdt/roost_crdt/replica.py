@@ -260,6 +260,7 @@ class Replica:
         """The store is empty and writes as `actor`: take everything from the neighbours."""
         assert not self.peers, "links were cut"
         self._near.restart(actor)
+        self.chain = None
         self._inflow = Inflow(self._near, self._outflow)
         self.reseeding = False
         self.reseeds.clear()
@@ -269,6 +270,12 @@ class Replica:
         """Whether rows without a vector are on their way here: nothing may be collected then."""
         snapshot = any(peer.snapshot_in is not None for peer in self.peers.values())
         return snapshot or self.antientropy.fetching
+
+    @property
+    def gives_rows(self) -> bool:
+        """Whether a neighbour is taking a snapshot: what is collected meanwhile would come back,
+        since it may hold older rows than those that the scan has yet to show."""
+        return any(peer.snapshot_out is not None for peer in self.peers.values())
 
     def link_down(self, node: str, now_ms: int) -> None:
         """The link is gone; what was sent over it may or may not have arrived."""
@@ -282,6 +289,7 @@ class Replica:
         """This node writes as `actor` from now on; links are cut, to be greeted anew."""
         self._near.actor = actor
         self._near.nodes[actor] = self.node
+        self.chain = None
         for node in self.peers:
             self._near.effects.cuts.append((node, "this node has taken a new actor"))
 

@@ -122,6 +122,18 @@ def test_a_want_is_served_from_the_log() -> None:
     assert not sender.effects().reads, "there is no more"
 
 
+def test_records_of_the_log_that_were_given_up_stay_here() -> None:
+    sender = Sender()
+    sender.take(FAR, 2, sender.b)
+    sender.effects()
+    sender.out.wanted(sender.a, FAR, 1)
+    sender.effects()
+    # Before it was emptied and filled anew this store had gone on to 3, which is held nowhere now.
+    sender.out.records_read(sender.a, FAR, [raw(FAR, 2), raw(FAR, 3)])
+    assert sender.sent("a") == [f.Records([raw(FAR, 2)])]
+    assert sender.a.cursor[FAR] == 2
+
+
 def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     sender = Sender()
     sender.take(FAR, 3, sender.b)

@@ -334,7 +334,9 @@ def test_a_neighbour_that_knows_more_of_this_actor_reports_a_rollback(
         replica.link_up("x", greeting(**change), START_MS)
     known = {"vv": 51, "head": 60, "actor": 0}[next(iter(change))]
     assert replica.take_effects().rollbacks == [("x", 1, known)]
+    replica.chain = (50, b"c" * 16)
     replica.new_actor(2)
+    assert replica.chain is None, "it is the chain of the actor that was given up"
     replica.link_up("x", greeting(**(change if "vv" in change else {})), START_MS)
     assert replica.peers["x"].mode is Mode.STREAM
 
@@ -356,6 +358,17 @@ def test_who_is_behind_what_was_collected_reseeds() -> None:
     replica.link_up("x", greeting(vv={9: 8}), START_MS)
     assert replica.mode("x") is Mode.STREAM
     assert replica.mode("unknown") is Mode.PROBE
+
+
+def test_a_snapshot_on_its_way_out_is_known() -> None:
+    replica = alone()
+    replica.link_up("x", greeting(), START_MS)
+    assert not replica.gives_rows
+    replica.receive("x", f.encode_frame(f.SnapshotWant(1)), START_MS)
+    assert replica.gives_rows
+    (scan,) = replica.take_effects().scans
+    replica.rows_scanned("x", scan[1], [], START_MS)
+    assert not replica.gives_rows
 
 
 def test_an_empty_node_joins_by_a_snapshot() -> None:

@@ -134,7 +134,8 @@ class Collector:
         return dead_rows(held.type, key, held.rows, now_ms, self._limits.gc_grace_ms)
 
     def _agreed(self) -> bool:
-        if self._replica.takes_rows or self._store.dirty:
+        replica = self._replica
+        if replica.takes_rows or replica.gives_rows or self._store.dirty:
             return False
         return self.collection.step(self._store.vv) is Stage.DROP
 
