@@ -126,6 +126,7 @@ class SessionState:
                 protected=bool(fields.get("protected")),
                 served_by=_served_by(fields),
                 turn_id=named,
+                contested=bool(fields.get("contested")),
             )
             self.follow(turn.token)
             return turn

@@ -81,7 +81,10 @@ class Turns(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """A committed turn. `protected` is False until a standby holds the session."""
+    """A committed turn. `protected` is False until a standby holds the session.
+
+    `contested`: home was away for a while, and its standby could not say who is home now.
+    """
 
     token: str
     number: int
@@ -89,6 +92,7 @@ class Turn(msgspec.Struct, frozen=True):
     protected: bool
     served_by: ServedBy = "home"
     turn_id: str = ""
+    contested: bool = False
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -149,6 +149,10 @@ class Gossip:
         heard_ms = self._heard.get(peer) if known is None else known.heard_ms
         return None if heard_ms is None else max(0, wire.boot_ms() - heard_ms)
 
+    def linked(self, peer: str) -> bool:
+        """Whether there is a link, be it suspect."""
+        return peer in self.replica.peers
+
     def up(self, peer: str) -> bool:
         """Whether a link is up and not suspect."""
         known = self.replica.peers.get(peer)

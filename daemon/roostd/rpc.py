@@ -47,7 +47,7 @@ __all__ = ["Handler", "Rpc"]
 
 CALLS_MAX = 1_024
 """Calls under way on one connection, each way; above it Busy."""
-DIAL_WAIT_S = 1.0
+DIAL_WAIT_S = 1.5
 """How long a call waits for a connection that is being dialled."""
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -189,7 +189,8 @@ class Rpc:
         call = _Call(method, args, due_s, node, ROUTE_HOPS_MAX, self.node)
         if node == self.node:
             try:
-                return await asyncio.wait_for(self._handle(call), deadline_ms / 1000)
+                async with asyncio.timeout_at(due_s):
+                    return await self._handle(call)
             except TimeoutError:
                 raise UnknownOutcome(f"{method} here gave no answer in {deadline_ms} ms") from None
         return await self._send(call, came_from="")
@@ -222,7 +223,8 @@ class Rpc:
             dial.kick.set()
             left_s = due_s - asyncio.get_running_loop().time()
             try:
-                await asyncio.wait_for(dial.tried.wait(), min(left_s, DIAL_WAIT_S))
+                async with asyncio.timeout(min(left_s, DIAL_WAIT_S)):
+                    await dial.tried.wait()
             except TimeoutError:
                 dial.last_error = "dialling takes too long"
             channel = self._connected(hop)
@@ -296,7 +298,8 @@ class Rpc:
             delay_s = self._jitter(0, backoff_ms) / 1000
             backoff_ms = min(2 * backoff_ms, self._limits.reconnect_max_ms)
             try:
-                await asyncio.wait_for(dial.kick.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await dial.kick.wait()
             except TimeoutError:
                 continue
 

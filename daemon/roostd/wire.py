@@ -136,7 +136,8 @@ def _greeted(connection: Connection, limits: Limits) -> None:
 async def end(connection: Connection, reason: str = "", *, code: int = 1000) -> None:
     """Close within a second, whatever the other side does."""
     try:
-        await asyncio.wait_for(connection.close(code, reason[:100]), CLOSE_S)
+        async with asyncio.timeout(CLOSE_S):
+            await connection.close(code, reason[:100])
     except TimeoutError:
         pass
     finally:
@@ -147,7 +148,8 @@ async def refuse(connection: Connection, error: PeerError) -> None:
     """Tell the other side why before cutting the link."""
     try:
         frame = frames.encode_frame(frames.Error("PEER", str(error)[:2_000]))
-        await asyncio.wait_for(connection.send(frame), CLOSE_S)
+        async with asyncio.timeout(CLOSE_S):
+            await connection.send(frame)
     except (TimeoutError, ConnectionClosed):
         pass
     await end(connection, str(error).encode()[:100].decode(errors="ignore"), code=1008)
@@ -182,7 +184,8 @@ async def dial(
         _prepare(connection)
         check_certificate(connection, node)
         await connection.send(greeting)
-        answer = await asyncio.wait_for(connection.recv(decode=False), GREETING_S)
+        async with asyncio.timeout(GREETING_S):
+            answer = await connection.recv(decode=False)
         theirs = frames.decode_greeting(answer)
         if theirs.node != node:
             raise PeerError(f"{url} is node {theirs.node!r}, not {node!r}")
@@ -239,7 +242,8 @@ class Listener:
             return
         self._server.close()
         try:
-            await asyncio.wait_for(self._server.wait_closed(), 2 * CLOSE_S)
+            async with asyncio.timeout(2 * CLOSE_S):
+                await self._server.wait_closed()
         except TimeoutError:
             for connection in list(self._server.connections):
                 connection.transport.abort()
@@ -276,7 +280,8 @@ class Listener:
         self._ungreeted += 1
         try:
             _prepare(connection)
-            data = await asyncio.wait_for(connection.recv(decode=False), GREETING_S)
+            async with asyncio.timeout(GREETING_S):
+                data = await connection.recv(decode=False)
             greeting = frames.decode_greeting(data)
             check_certificate(connection, greeting.node)
             _greeted(connection, self._limits)

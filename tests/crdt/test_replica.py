@@ -250,6 +250,26 @@ def test_rows_that_cannot_be_read_break_the_protocol() -> None:
     assert not replica.take_effects().rows
 
 
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_snapshot_that_waits_for_its_time_holds_up_nobody_else(logged: bool) -> None:
+    net = Network(["a", "b", "c"], limits=Limits(clock_offset_max_ms=500))
+    net.clocks_ms["a"] = 6_000
+    net.put("a", b"ahead", b"v")
+    net.stores["a"].forget_log()
+    net.link("a", "b")
+    net.run(400)
+    assert net.replicas["b"].mode("a") is Mode.CLOCK_SKEW
+    net.put("c", b"now", b"v")
+    if not logged:
+        net.stores["c"].forget_log()
+    net.link("b", "c")
+    net.run(1_000)
+    assert len(net.stores["b"].rows) == 1, "b waits for a, and with it for c"
+    assert len(net.stores["c"].rows) == 1
+    net.run_until_converged(20_000)
+    assert len(net.stores["c"].rows) == 2
+
+
 def test_rows_from_the_future_are_asked_for_again_in_time() -> None:
     net = Network(["a", "b"], limits=Limits(clock_offset_max_ms=500))
     net.clocks_ms["a"] = 3_000

@@ -133,6 +133,7 @@ async def check(region: Region, known: Acknowledged, token: str | None) -> None:
     assert [m for m in known.turns if m not in messages] == []
 
 
+@pytest.mark.timeout(6 * ROUNDS)
 async def test_no_acknowledged_write_is_lost_by_kill_9(start: Start) -> None:
     regions = await start("eu")
     region = regions["eu"]

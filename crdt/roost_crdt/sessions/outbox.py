@@ -71,7 +71,7 @@ class Outbox:
 
     def note_unacked(self, live: SessionCopy) -> None:
         if live.meta.sid in self.unacked or len(self.unacked) < NOTED_MAX:
-            self.unacked[live.meta.sid] = self._shelf.now_ms()
+            self.unacked[live.meta.sid] = self._shelf.steady_ms()
 
     def offer(self, live: SessionCopy) -> None:
         """Tell the standby where this copy is; it acknowledges or wants the rest."""
@@ -84,8 +84,8 @@ class Outbox:
 
     def want(self, peer: str, sid: str, epoch: Epoch) -> None:
         """Ask for the whole document, once for all the updates of a burst that do not fit."""
-        now_ms = self._shelf.now_ms()
-        if now_ms - self.wanted.get(sid, 0) < WANT_AGAIN_MS:
+        now_ms = self._shelf.steady_ms()
+        if now_ms - self.wanted.get(sid, -WANT_AGAIN_MS) < WANT_AGAIN_MS:
             return
         if len(self.wanted) >= NOTED_MAX:
             self.wanted.clear()
@@ -108,6 +108,6 @@ class Outbox:
         live = self._shelf.live(sid)
         if live is not None and live.meta.unmerged and live.meta.home != self._shelf.node:
             if len(self.unmerged) < NOTED_MAX:
-                self.unmerged[sid] = self._shelf.now_ms()
+                self.unmerged[sid] = self._shelf.steady_ms()
             frame = Merge(sid, live.meta.epoch, live.document.encode(), live.meta.chain)
             self.send(live.meta.home, frame)

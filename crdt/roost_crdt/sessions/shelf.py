@@ -22,7 +22,8 @@ class Shelf:
     """What one node knows of sessions. `actor` changes if the store takes a new one.
 
     `now_ms` and `ttl_ms` (how long an unused session lives, 0 = for ever) are asked when needed:
-    time and policies are arguments of whoever builds the shelf.
+    time and policies are arguments of whoever builds the shelf. `steady_ms` is the clock of what is
+    to be done again after a while (None: `now_ms`): it goes on evenly when the wall clock is set.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Shelf:
         limits: Limits,
         now_ms: Callable[[], int],
         ttl_ms: Callable[[], int] = lambda: 0,
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         self.node = node
         self.region = region
@@ -43,6 +45,7 @@ class Shelf:
         self.limits = limits
         self.now_ms = now_ms
         self.ttl_ms = ttl_ms
+        self.steady_ms = steady_ms or now_ms
         self.generation = 0
         """Rises after a start or a pause: a home then asks its standby before it commits."""
         self.on_deposed: Callable[[str], None] = lambda sid: None

@@ -59,7 +59,7 @@ class Stream:
         self._out = Outbox(shelf)
         self._intake = Intake(shelf, self._out, self.publish, self.erase_here)
         shelf.on_deposed = self._out.send_unmerged
-        self._started_ms = self._swept_ms = shelf.now_ms()
+        self._started_ms = self._swept_ms = shelf.steady_ms()
         self._gone_ms = STANDBY_GONE_FACTOR * takeover_after_ms
         self._heard: set[str] | None = None
         """Neighbours that were up and are not gone since; None until the first can be gone."""
@@ -222,7 +222,7 @@ class Stream:
     def tick(self) -> None:
         """Offer again what was not acknowledged in time; look for standbys that are gone."""
         self._shelf.make_room()
-        now_ms = self._shelf.now_ms()
+        now_ms = self._shelf.steady_ms()
         for sid, sent_ms in list(self._out.unmerged.items()):
             meta = self._shelf.meta(sid)
             if meta is None or not meta.unmerged:
@@ -272,24 +272,24 @@ class Stream:
             with self._contained(meta.sid):
                 self._revisit(self._shelf.meta(meta.sid) or meta, newcomers)
         if len(heads) < SWEEP_PAGE:
-            self._swept_ms = self._shelf.now_ms()
+            self._swept_ms = self._shelf.steady_ms()
             return None
         return heads[-1].sid
 
     @property
     def sweep_due(self) -> bool:
         """Whether the last whole sweep is long ago, or a neighbour has gone since."""
-        return self._sweep_due or self._shelf.now_ms() - self._swept_ms > SWEEP_EVERY_MS
+        return self._sweep_due or self._shelf.steady_ms() - self._swept_ms > SWEEP_EVERY_MS
 
     def _gone(self, node: str) -> bool:
         """Whether a standby is to be replaced: a short cut must not race epochs upwards."""
-        since_start_ms = self._shelf.now_ms() - self._started_ms
+        since_start_ms = self._shelf.steady_ms() - self._started_ms
         return min(self._links.silent_ms(node), since_start_ms) >= self._gone_ms
 
     def _watch_for_gone(self, up: Collection[str]) -> None:
         """Sessions whose standby has just gone are found by a sweep, be they idle."""
         if self._heard is None:
-            if self._shelf.now_ms() - self._started_ms < self._gone_ms:
+            if self._shelf.steady_ms() - self._started_ms < self._gone_ms:
                 return
             self._heard, self._sweep_due = set(), True
         gone = {node for node in self._heard.difference(up) if self._gone(node)}
@@ -337,9 +337,9 @@ class Stream:
         chosen = self.choose(meta.sid)
         if chosen is None or chosen == meta.standby:
             return
-        now_ms = self._shelf.now_ms()
+        now_ms = self._shelf.steady_ms()
         sent = self._out.candidates.get(meta.sid) == chosen
-        if sent and now_ms - self._out.unacked.get(meta.sid, 0) < COPY_AGAIN_MS:
+        if sent and now_ms - self._out.unacked.get(meta.sid, -COPY_AGAIN_MS) < COPY_AGAIN_MS:
             return
         self._out.note_unacked(live)
         if not self._copies_left:

@@ -142,6 +142,8 @@ class TurnCommitted(Struct):
     stale_turns: int
     protected: bool
     served_by: ServedBy
+    contested: bool | msgspec.UnsetType = msgspec.UNSET
+    """Home was away for a while, and its standby could not say who is home now."""
 
 
 class CallAnswer(Struct):

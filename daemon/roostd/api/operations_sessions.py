@@ -56,7 +56,7 @@ class SessionOperations:
         body: CommitTurn,
         request_id: str | None = None,
     ) -> Result:
-        """`{sid, token, turn, stale_turns, protected, served_by, home, lag_ms}`."""
+        """`{sid, token, turn, stale_turns, protected, served_by, home, lag_ms, contested?}`."""
         self._require(caller, WRITE, sid, "conversation", token)
         messages = [bytes(message) for message in body.messages]
         for index, message in enumerate(messages):
@@ -80,7 +80,7 @@ class SessionOperations:
             put=self._put(caller, token, sid, body),
             on_conflict=body.on_conflict,
         )
-        return {
+        answer: Result = {
             "sid": getattr(done, "sid", sid),
             "token": done.token,
             "turn": done.turn,
@@ -90,6 +90,9 @@ class SessionOperations:
             "home": done.home,
             "lag_ms": 0,
         }
+        if getattr(done, "contested", False):
+            answer["contested"] = True
+        return answer
 
     async def call(
         self, caller: Caller, token: str | None, sid: str | None, call: str, body: CallStep

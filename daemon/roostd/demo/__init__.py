@@ -15,6 +15,7 @@ from roostd.demo.story import Story
 from roostd.demo.transcript import Turn, load
 
 INTERRUPTED = 130
+AGAIN_S = 0.2
 WIDTH = 110
 """Columns where the output goes to no terminal."""
 
@@ -38,8 +39,16 @@ async def _play(turns: list[Turn], names: tuple[str, ...]) -> int:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+    closing = False
+
+    def interrupt() -> None:
+        """Until it takes: some library code swallows a cancellation that comes with a result."""
+        if not closing:
+            task.cancel()
+            loop.call_later(AGAIN_S, interrupt)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, interrupt)
     console = Console()
     report = Report(console if console.is_terminal else Console(width=WIDTH))
     regions = Regions(names)
@@ -54,8 +63,7 @@ async def _play(turns: list[Turn], names: tuple[str, ...]) -> int:
         report.final()
         observed = False
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, lambda: None)  # a second Ctrl-C must not leave files
+        closing = True  # a second Ctrl-C must not leave files
         report.end_progress()
         await regions.close()
     return 0 if observed else 1

@@ -181,7 +181,8 @@ class Regions:
             processes.append(self._proxy)
         for process in processes:
             try:
-                await asyncio.wait_for(process.wait(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -204,7 +205,8 @@ class Regions:
             preexec_fn=die_with_parent,
         )
         assert self._proxy.stdout is not None
-        line = await asyncio.wait_for(self._proxy.stdout.readline(), START_S)
+        async with asyncio.timeout(START_S):
+            line = await self._proxy.stdout.readline()
         if line.strip() != b"ready":
             raise RuntimeError("the delay proxy did not start")
 
@@ -213,7 +215,8 @@ class Regions:
         assert self._proxy.stdin is not None
         assert self._proxy.stdout is not None
         self._proxy.stdin.write(command.encode() + b"\n")
-        answer = await asyncio.wait_for(self._proxy.stdout.readline(), STOP_S)
+        async with asyncio.timeout(STOP_S):
+            answer = await self._proxy.stdout.readline()
         assert answer.decode().strip() == command, f"the proxy answered {answer!r}"
 
     def _configure(self, name: str, doors: dict[str, int]) -> None:

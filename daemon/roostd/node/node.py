@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from roost_crdt import logformat
 from roost_crdt.errors import BadToken, Busy, PeerError, RoostError
 from roost_crdt.frames import Greeting
-from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.policy import PolicyTable, refuse_changes
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
@@ -41,6 +37,7 @@ from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
 from roostd.node.sessionrows import SessionRows
 from roostd.node.standby import Standbys
+from roostd.node.startup import limits_of, pid_namespace, tls_of, wall_ms
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -52,11 +49,6 @@ log = logging.getLogger("roostd.node")
 TICK_S = 0.25
 DRAIN_DEADLINE_MS = 8_000
 SID_BYTES = 12
-
-
-def wall_ms() -> int:
-    """Wall-clock milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 class Node:
@@ -72,7 +64,7 @@ class Node:
         self._stopped: asyncio.Future[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._data = str(config.node.data.resolve())
-        self._pid_ns = _pid_namespace()
+        self._pid_ns = pid_namespace()
         self._told: tuple[int, str, tuple[bytes, Mapping[int, int]]] | None = None
 
     # --- life ---
@@ -114,7 +106,7 @@ class Node:
 
     def _wire_links(self) -> None:
         config, store = self.config, self.store
-        tls = _tls(config)
+        tls = tls_of(config)
         replica = Replica(
             node=config.node.id,
             region=config.node.region,
@@ -242,6 +234,7 @@ class Node:
             limits=self.limits,
             now_ms=self.now_ms,
             ttl_ms=lambda: session_ttl_ms(self.policies),
+            steady_ms=wire.boot_ms,
         )
         self.issuers = Issuers(
             self.keyring,
@@ -253,6 +246,8 @@ class Node:
             now_ms=self.now_ms,
         )
         self.rpc.register(KEYS_OF, self.issuers.answer)
+        self._near = Links(self.gossip, self.rpc)
+        self._near.receive(self._session_frame)
         self.sessions = Sessions(
             Context(
                 shelf=self.shelf,
@@ -260,7 +255,7 @@ class Node:
                 policies=lambda: self.policies,
                 keyring=self.keyring,
                 verify=self.issuers.verify,
-                neighbours=Links(self.gossip, self.rpc),
+                neighbours=self._near,
                 durable=self.groups.durable,
                 token_ttl_s=config.token.ttl_s,
                 takeover_after_ms=config.session.takeover_after_ms,
@@ -281,6 +276,7 @@ class Node:
         await self.quotas.stop()
         await self.standbys.stop()
         await self.sessions.stop()
+        await self._near.stop()
         await self.issuers.stop()
         await self.consensus.stop()
         await self.gossip.stop()
@@ -471,29 +467,3 @@ class Node:
             self.membership.tick()
             if not self.groups.pending:
                 self.sessions.delivery.after_flush()
-
-
-def _pid_namespace() -> int:
-    path = Path("/proc/self/ns/pid")
-    return path.stat().st_ino if path.exists() else 0
-
-
-def _tls(config: Config) -> wire.Tls | None:
-    """Mutual TLS between nodes; None where links are plain (loopback only)."""
-    if not config.gossip.tls:
-        return None
-    cert, key, ca = config.gossip.cert, config.gossip.key, config.gossip.ca
-    assert cert is not None
-    assert key is not None
-    assert ca is not None
-    return wire.Tls(cert, key, ca)
-
-
-def limits_of(config: Config) -> Limits:
-    """The bounds in force: the defaults with [limits] of the configuration."""
-    return dataclasses.replace(
-        DEFAULT_LIMITS,
-        value_bytes_max=config.limits.value_max,
-        body_bytes_max=config.limits.body_max,
-        session_bytes_max=min(DEFAULT_LIMITS.session_bytes_max, config.limits.body_max * 3 // 4),
-    )

@@ -37,7 +37,8 @@ class Delivery:
         if held.is_set():
             return True
         try:
-            await asyncio.wait_for(held.wait(), wait_ms / 1000)
+            async with asyncio.timeout(wait_ms / 1000):
+                await held.wait()
         except TimeoutError:
             return False
         finally:

@@ -80,7 +80,7 @@ class Sessions:
         self._takeover = Takeover(context, self.stream, self.delivery)
         self._erasure = Erasure(context, self.stream, self._copies)
         self.recall = Recall(context, self.stream, self.delivery, restored)
-        self._last_tick_ms = context.now_ms()
+        self._last_tick_ms = context.shelf.steady_ms()
         self._following: set[asyncio.Task[None]] = set()
         context.shelf.on_corrupt = Damage(context).say
 
@@ -407,6 +407,8 @@ class Sessions:
                 live = context.shelf.live(meta.sid)
                 assert live is not None, "a session that was just taken over is held"
                 return await self._at_home(live, request, claims, "takeover", origin)
+            if hops == 0 and self._may_repeat(request, at_home):
+                raise Moved(f"session {meta.sid}: {meta.home} answers again")
             raise self._told(request, at_home)
         if meta.standby is None or meta.standby in (context.node, meta.home):
             return await self._lost(request, meta, at_home)
@@ -414,6 +416,11 @@ class Sessions:
             return await self._forwarder.ask(meta.standby, request, meta, hops, origin, guard=False)
         except (Unavailable, UnknownOutcome) as error:
             return await self._lost(request, meta, at_home, error)
+
+    @staticmethod
+    def _may_repeat(request: Request, error: Unavailable | UnknownOutcome) -> bool:
+        """Whether asking again cannot do it twice: a turn has its id, a call's step has none."""
+        return isinstance(error, Unavailable) or isinstance(request, (*_READS, types.Commit))
 
     def _told(self, request: Request, error: Unavailable | UnknownOutcome) -> RoostError:
         """What the caller is told of an error on the way: a read has no outcome to be unknown."""
@@ -459,7 +466,7 @@ class Sessions:
 
     def tick(self) -> None:
         """Called about four times a second."""
-        now_ms = self._context.now_ms()
+        now_ms = self._context.shelf.steady_ms()
         if now_ms - self._last_tick_ms > self._context.takeover_after_ms:
             self._context.shelf.generation += 1
         self._last_tick_ms = now_ms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from roost_crdt.errors import RoostError
 from roost_crdt.home import Meta
@@ -17,7 +18,9 @@ from roostd.sessions.forward import LOCATE
 log = logging.getLogger(__name__)
 
 PROBE_DEADLINE_MS = 500
-CONFIRM_DEADLINE_MS = 1_000
+CONFIRM_DEADLINE_MS = 1_500
+WAITS_MAX = 3
+"""Times `takeover_after_ms` that a request waits for a home that is heard now and then."""
 YIELD = "session.yield"
 
 
@@ -29,6 +32,9 @@ class Takeover:
         self._stream = stream
         self._delivery = delivery
         self._running: dict[str, asyncio.Task[bool]] = {}
+        self._started_ms = context.shelf.steady_ms()
+        self._asked: WeakKeyDictionary[SessionCopy, int] = WeakKeyDictionary()
+        """The generation in which a copy's standby was asked and did not answer."""
 
     async def take_over(self, sid: str) -> bool:
         """Become home if the evidence allows it; one attempt at a time for a session."""
@@ -44,22 +50,35 @@ class Takeover:
         meta = context.shelf.meta(sid)
         assert meta is not None, "a takeover is of a session held here"
         home = meta.home
-        wait_ms = context.takeover_after_ms - context.neighbours.silent_ms(home)
-        while wait_ms > 0:
+        ends_ms = context.shelf.steady_ms() + WAITS_MAX * context.takeover_after_ms
+        while (wait_ms := context.takeover_after_ms - self._silent_ms(home)) > 0:
+            if context.shelf.steady_ms() > ends_ms:
+                return False  # it is heard, though it does not answer
             await asyncio.sleep(wait_ms / 1000 + 0.01)
-            silent_ms = context.neighbours.silent_ms(home)
-            if silent_ms < context.takeover_after_ms and silent_ms < wait_ms:
-                return False  # home is heard again
-            wait_ms = context.takeover_after_ms - silent_ms
-        try:
-            await context.neighbours.call(home, "session.ping", {}, deadline_ms=PROBE_DEADLINE_MS)
+            # Heard meanwhile: it lives, or this was still under way when it fell silent.
+            heard = self._silent_ms(home) < context.takeover_after_ms
+            if heard and await self._answers(home):
+                return False
+        if await self._answers(home):
             return False
-        except RoostError as error:
-            log.info("probe of %s failed: %s", home, error.message)
         if not self._stream.take_over(sid, probe_failed=True):
             return False
         await context.durable()
         log.warning("session %s: took over from %s, which is silent", sid, home)
+        return True
+
+    def _silent_ms(self, home: str) -> int:
+        """A home that was never heard is silent for as long as this node could have heard it."""
+        since_start_ms = self._context.shelf.steady_ms() - self._started_ms
+        return min(self._context.neighbours.silent_ms(home), since_start_ms)
+
+    async def _answers(self, home: str) -> bool:
+        context = self._context
+        try:
+            await context.neighbours.call(home, "session.ping", {}, deadline_ms=PROBE_DEADLINE_MS)
+        except RoostError as error:
+            log.info("probe of %s failed: %s", home, error.message)
+            return False
         return True
 
     async def yield_to_standby(self, meta: Meta) -> bool:
@@ -95,9 +114,16 @@ class Takeover:
         return [list(live.meta.epoch), live.meta.standby]
 
     async def confirm(self, live: SessionCopy) -> None:
-        """After a start or a pause, ask the standby whether this node is still home."""
+        """After a start or a pause, ask the standby whether this node is still home.
+
+        Once, while it is out of reach: the link that comes up brings the answer.
+        """
         context, meta = self._context, live.meta
-        if live.confirmed == context.shelf.generation or meta.standby is None:
+        generation = context.shelf.generation
+        if live.confirmed == generation or meta.standby is None:
+            return
+        up = any(c.node == meta.standby for c in context.neighbours.candidates())
+        if not up and self._asked.get(live) == generation:
             return
         try:
             found = await context.neighbours.call(
@@ -108,12 +134,13 @@ class Takeover:
             )
         except RoostError as error:
             log.info("session %s: standby %s: %s", meta.sid, meta.standby, error.message)
+            self._asked[live] = generation
             return
         if found is not None and (int(found[0][0]), str(found[0][1])) > live.meta.epoch:
             context.shelf.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
             self._delivery.sweep()
             return
-        live.confirmed = context.shelf.generation
+        live.confirmed = generation
 
     async def stop(self) -> None:
         """Give up attempts that are under way."""
