@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from redis import exceptions
 from redis.asyncio import Redis
 
