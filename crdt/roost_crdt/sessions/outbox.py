@@ -107,7 +107,7 @@ class Outbox:
     def send_unmerged(self, sid: str) -> None:
         live = self._shelf.live(sid)
         if live is not None and live.meta.unmerged and live.meta.home != self._shelf.node:
-            if len(self.unmerged) < NOTED_MAX:
+            if sid in self.unmerged or len(self.unmerged) < NOTED_MAX:
                 self.unmerged[sid] = self._shelf.steady_ms()
             frame = Merge(sid, live.meta.epoch, live.document.encode(), live.meta.chain)
             self.send(live.meta.home, frame)
