@@ -14,6 +14,7 @@ from roost_crdt.neighbourhood import Effects, Neighbourhood
 from roost_crdt.outflow import Outflow
 from roost_crdt.peer import Peer
 from roost_crdt.record import Record, RowOp, encode_record
+from roost_crdt.replica import Replica
 
 OWN, FAR = 1, 50
 
@@ -243,3 +244,17 @@ def test_catching_up_joins_records_that_write_the_same_rows(keys: int, most: int
     net.put("a", b"k0", b"after")
     net.run_until_converged(1_000)
     assert net.copies()[1] == 0
+
+
+def test_a_snapshot_on_its_way_out_is_known() -> None:
+    replica = Replica(
+        node="me", region="r", cluster="c", store_id=bytes(16), actor=OWN, vv={OWN: 50}
+    )
+    plain = f.Greeting(versions=(1,), cluster="c", node="a", actor=2, vv={2: 5})
+    replica.link_up("a", plain, 1_000)
+    assert not replica.gives_rows
+    replica.receive("a", f.encode_frame(f.SnapshotWant(1)), 1_000)
+    assert replica.gives_rows
+    (scan,) = replica.take_effects().scans
+    replica.rows_scanned("a", scan[1], [], 1_000)
+    assert not replica.gives_rows

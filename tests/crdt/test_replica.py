@@ -380,17 +380,6 @@ def test_who_is_behind_what_was_collected_reseeds() -> None:
     assert replica.mode("unknown") is Mode.PROBE
 
 
-def test_a_snapshot_on_its_way_out_is_known() -> None:
-    replica = alone()
-    replica.link_up("x", greeting(), START_MS)
-    assert not replica.gives_rows
-    replica.receive("x", f.encode_frame(f.SnapshotWant(1)), START_MS)
-    assert replica.gives_rows
-    (scan,) = replica.take_effects().scans
-    replica.rows_scanned("x", scan[1], [], START_MS)
-    assert not replica.gives_rows
-
-
 def test_an_empty_node_joins_by_a_snapshot() -> None:
     net = Network(["old", "new"])
     for turn in range(30):
