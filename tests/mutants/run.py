@@ -77,6 +77,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "4 -> 5",
     ): "the values differ, what follows is not read",
     ("last = -1", "1 -> 2"): "actors are not negative",
+    ("a0 if a0 > b0 else b0,", "a0 > b0 -> a0 >= b0"): "of equal numbers either is kept",
+    ("a1 if a1 > b1 else b1,", "a1 > b1 -> a1 >= b1"): "of equal numbers either is kept",
+    ("a2 if a2 > b2 else b2,", "a2 > b2 -> a2 >= b2"): "of equal numbers either is kept",
+    ("a3 if a3 > b3 else b3,", "a3 > b3 -> a3 >= b3"): "of equal numbers either is kept",
 }
 """(line, change) of mutants that nobody can tell from the original, with the reason."""
 

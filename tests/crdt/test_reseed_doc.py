@@ -1,0 +1,56 @@
+"""Reseed of documents: what a neighbour lacks is written again, and shows beside what it holds."""
+
+from __future__ import annotations
+
+import pycrdt
+
+from roost_crdt import document, values
+from roost_crdt.reseed import Lacking, is_lacking, rewrite
+from roost_crdt.rows import Delta, Rows, doc
+from roost_crdt.rows.layout import HEAD, TYPE_DOC, doc_part, erasure_part
+from roost_crdt.testing.edits import edit
+
+ME, PEER, NEW = 1, 2, 9
+ANN, BOB = b"ann     ", b"bob     "
+
+
+def _put(rows: Rows, update: bytes, hlc: int, actor: int, owner: bytes = ANN) -> Delta:
+    return doc.put(rows, update, (hlc, actor), 0, yjs=document, vv={}, owner=owner)
+
+
+def _items(rows: Rows) -> list[str]:
+    shown = pycrdt.Doc[pycrdt.Array[str]]()
+    items = shown.get("a", type=pycrdt.Array)
+    shown.apply_update(values.doc_update(rows, 0) or b"\0\0")
+    return sorted(items)
+
+
+def test_own_edits_are_written_again_under_the_new_actor() -> None:
+    held = _put({}, edit((5, 0)), 1, ME)
+    held |= _put(held, edit((6, 0), (5, 0)), 2, PEER)
+    mine = held | _put(held, edit((5, 1), (5, 0)), 3, ME)
+    mine |= _put(mine, edit((7, 0), (5, 1)), 4, ME, BOB)
+    lacking = Lacking({ME}, {ME: 1, PEER: 2}, (20, NEW))
+    told = {part for part, row in mine.items() if is_lacking(part, row, TYPE_DOC, lacking)}
+    assert told == {doc_part(ME, 1), doc_part(ME, 4)}
+    delta = rewrite(TYPE_DOC, held, mine, lacking)
+    assert set(delta) == {doc_part(NEW, 20), doc_part(NEW, 19)}
+    assert {row[2] for row in delta.values()} == {ANN, BOB}
+    assert _items(held | delta) == _items(mine) == ["5.0", "5.1", "6.0", "7.0"]
+
+
+def test_own_deletions_are_written_again() -> None:
+    held = _put({}, edit((5, 0)), 1, PEER)
+    deleted = doc.delete(held, {PEER: 1}, (3, ME), yjs=document)
+    mine = {**held, **deleted}
+    lacking = Lacking({ME}, {PEER: 1}, (20, NEW))
+    delta = rewrite(TYPE_DOC, held, mine, lacking)
+    assert set(delta) == {HEAD, erasure_part(NEW, 20)}
+    assert not doc.exists(held | delta, 0)
+    unseen = held | delta | _put(held, edit((6, 0), (5, 0)), 4, PEER)
+    assert _items(unseen) == ["6.0"]
+
+
+def test_nothing_is_written_where_nothing_is_lacking() -> None:
+    held = _put({}, edit((5, 0)), 1, ME)
+    assert rewrite(TYPE_DOC, held, held, Lacking({ME}, {ME: 1}, (20, NEW))) == {}
