@@ -169,6 +169,37 @@ def test_vectors_that_are_never_equal_do_not_hide_damage(pair: Pair) -> None:
     assert b"k3" in pair.b.rows
 
 
+def test_without_a_digest_nothing_is_compared(pair: Pair) -> None:
+    """A node that has just started knows no sums yet: that is no difference."""
+    filled(pair)
+    del pair.b.rows[b"k3"]
+    for side in (pair.a, pair.b):
+        side.replica.digested(b"", {})
+    for _ in range(4):
+        pair.now_ms += UNEQUAL_MS
+        for side, name in ((pair.a, "b"), (pair.b, "a")):
+            side.replica.heard(name, pair.now_ms)
+            side.replica.tick(pair.now_ms)
+        pair.settle()
+    assert any(isinstance(frame, f.Heartbeat) for frame in pair.sent)
+    assert not any(isinstance(frame, f.BucketSums) for frame in pair.sent)
+    pair.beat()
+    pair.beat()
+    assert b"k3" in pair.b.rows, "found as soon as there are digests"
+
+
+def test_sums_are_not_exchanged_with_every_heartbeat(pair: Pair) -> None:
+    """64 KiB each: a difference is looked at once in EXCHANGE_MS, however often one beats."""
+    filled(pair)
+    pair.beat()
+    pair.a.rows[b"k3"] = register.put({}, b"other", (3, 1))
+    began_ms = pair.now_ms
+    while pair.now_ms < began_ms + 10 * EXCHANGE_MS:
+        pair.beat(EXCHANGE_MS // 8)
+    exchanged = sum(isinstance(frame, f.BucketSums) for frame in pair.sent)
+    assert 2 <= exchanged <= 2 * 2 * 10, "each side asks and each answers"
+
+
 def test_what_arrives_after_a_collection_is_not_taken(pair: Pair) -> None:
     filled(pair)
     peer = pair.b.replica.peers["a"]

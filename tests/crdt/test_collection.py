@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roost_crdt import document
 from roost_crdt.collection import Collection, Stage, dead_rows, end_life, head_actor
 from roost_crdt.members import (
     Member,
@@ -24,19 +25,21 @@ from roost_crdt.members import (
     removal_delta,
     removal_key,
 )
-from roost_crdt.rows import Delta, Rows, counter, join_delta, rate, register
+from roost_crdt.rows import Delta, Rows, counter, doc, join_delta, rate, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
 from roost_crdt.rows.layout import (
     HEAD,
     RESERVED,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_RATE,
     TYPE_REGISTER,
     TYPE_SET,
     VALUE,
 )
+from roost_crdt.testing.edits import edit
 
 NOW_MS = 1_000
 KEYS = (b"k", b"l")
@@ -380,6 +383,31 @@ def test_the_end_of_a_set_and_a_map_takes_away_what_it_observes_only() -> None:
     assert map_rows.fields({**fields, **cleared}, 0) == {}
     assert end_life(TYPE_MAP, {**fields, **cleared}, {}, (71 * ms, 1), 60) == {}
     assert end_life(TYPE_REGISTER, register.put({}, b"v", (1, 1), 5), {}, (9, 1), 60) == {}
+
+
+def test_the_end_of_what_was_deleted_before_is_no_write() -> None:
+    """The expiry is still in the head, but hides nothing: everyone collects it by itself."""
+    ms = 1 << 16
+    elements = set_rows.add({}, [b"e"], (5 * ms, 1), 0)
+    elements |= set_rows.expire(elements, (6 * ms, 1), 50)
+    elements |= set_rows.delete(elements, {1: 6 * ms}, (7 * ms, 1))
+    assert elements[HEAD][-1] == 50
+    assert end_life(TYPE_SET, elements, {1: 7 * ms}, (70 * ms, 1), 60) == {}
+    assert set(dead_rows(TYPE_SET, b"k", elements, 100, 0)) == set(elements)
+
+
+def test_the_end_of_a_document_spares_an_edit_that_it_did_not_see() -> None:
+    ms = 1 << 16
+    rows = doc.put({}, edit((5, 0)), (5 * ms, 1), 0, yjs=document, vv={})
+    rows |= doc.expire(rows, (6 * ms, 1), 50)
+    unseen = doc.put(rows, edit((6, 0), (5, 0)), (40 * ms, 2), 40, yjs=document, vv={1: 6 * ms})
+    end = end_life(TYPE_DOC, rows, {1: 6 * ms}, (70 * ms, 1), 60)
+    assert not doc.exists({**rows, **end}, 0)
+    assert end[HEAD][-1] == 0, "the next life has no expiry"
+    both = {**rows, **join_delta(TYPE_DOC, rows, unseen)}
+    both |= join_delta(TYPE_DOC, both, end)
+    assert doc.exists(both, 60)
+    assert document.rehearse(document.merge(doc.updates(both, 60)), b"\0\0").before == {5: 1, 6: 1}
 
 
 def test_a_map_field_goes_by_its_own_age() -> None:

@@ -12,11 +12,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from roost_crdt import fold
-from roost_crdt.document import EPOCH_BITS, Changes, Document, client_id, merge
+from roost_crdt.document import (
+    EPOCH_BITS,
+    Changes,
+    Document,
+    client_id,
+    merge,
+    rehearse,
+    written,
+)
 from roost_crdt.errors import CorruptData, TooLarge
 from roost_crdt.fold import Epoch, Fold
 from roost_crdt.limits import DEFAULT_LIMITS
-from roost_crdt.yupdate import read_state_vector, read_update
+from roost_crdt.testing.edits import edit
+from roost_crdt.ystructs import read_structs
+from roost_crdt.yupdate import Range, read_state_vector, read_update
 
 SID = "s-1"
 EU: Epoch = (1, "eu")
@@ -68,6 +78,11 @@ def raw_copy(of: Document) -> tuple[pycrdt.Doc[pycrdt.Map[bytes]], pycrdt.Map[by
     doc: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=1)
     doc.apply_update(of.encode())
     return doc, doc.get("f", type=pycrdt.Map)
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
 def clocks(of: Document) -> dict[int, int]:
@@ -204,6 +219,20 @@ def test_an_overwrite_of_what_is_not_held_is_a_gap() -> None:
         document((3, "ap")).apply(us.diff(start))
 
 
+def test_a_deletion_of_what_is_not_held_is_a_gap() -> None:
+    """Yjs would keep it in mind, and drop it when the document is encoded again."""
+    _, updates = conversation(2)
+    copy = document(US, updates[0])
+    before = copy.encode()
+    written_in_second = read_update(updates[1]).ranges[0]
+    deletion = b"\0\1" + _varint(written_in_second.client) + b"\1" + b"\3\1"
+    assert written_in_second.start <= 3 < written_in_second.end
+    with pytest.raises(CorruptData, match=r"deletes \d+:3, not held here"):
+        copy.apply(deletion)
+    assert copy.encode() == before
+    assert not copy.broken
+
+
 def test_a_circle_is_refused_before_the_document_sees_it() -> None:
     # Two items that each replace the other: complete by their clocks, yet never applied.
     _, updates = conversation(1)
@@ -253,6 +282,33 @@ def test_gaps_are_exactly_what_yjs_would_keep_pending(seed: int) -> None:
             with pytest.raises(CorruptData, match="gap"):
                 copy.apply(update)
     assert not copy.broken
+
+
+# --- documents of any kind -----------------------------------------------------------------
+
+
+def test_what_is_written_counts_also_behind_a_gap() -> None:
+    """`pycrdt.get_state` stops at the first gap; what waits behind it is written all the same."""
+    updates = [edit((5, clock), (5, clock - 1) if clock else None) for clock in range(4)]
+    assert written(updates) == {5: [Range(5, 0, 4)]}
+    assert written([updates[0], updates[2], updates[3]]) == {5: [Range(5, 0, 1), Range(5, 2, 4)]}
+    assert written([updates[3], edit((6, 0))]) == {5: [Range(5, 3, 4)], 6: [Range(6, 0, 1)]}
+    assert written([]) == {}
+    with pytest.raises(CorruptData):
+        written([updates[0], b"\xff\xff\xff"])
+
+
+def test_a_rehearsal_tells_what_would_move_and_what_is_new() -> None:
+    held = merge([edit((5, 0)), edit((6, 0), (5, 0))])
+    update = merge([edit((5, 0)), edit((5, 1), (5, 0))])
+    done = rehearse(held, update)
+    assert (done.before, done.after) == ({5: 1, 6: 1}, {5: 2, 6: 1})
+    assert read_structs(done.news).ranges == [Range(5, 1, 2)]
+    assert rehearse(held, held).after == done.before
+    ahead = rehearse(held, edit((9, 3), (9, 2)))
+    assert ahead.before == ahead.after, "what has to wait moves nothing"
+    with pytest.raises(CorruptData):
+        rehearse(held, b"\xff\xff\xff")
 
 
 # --- concurrent homes -----------------------------------------------------------------------

@@ -349,3 +349,15 @@ def test_kinds_are_the_ones_on_disk() -> None:
 def test_an_index_shorter_than_its_trailer_is_not_used() -> None:
     assert logformat.decode_index(bytes(logformat.TRAILER_BYTES - 1)) is None
     assert logformat.index_bytes(bytes(logformat.TRAILER_BYTES - 1)) is None
+
+
+def test_an_index_of_which_a_part_is_missing_is_not_used() -> None:
+    """A segment's end is read in two steps: the trailer, then as much as it speaks of."""
+    index, _ = indexed([(1, 0), (2, 100)])
+    raw = index.encode(12_345, 99)
+    assert logformat.decode_index(raw) is not None
+    assert logformat.decode_index(raw[1:]) is None, "shorter than its trailer says"
+    assert logformat.decode_index(b"\0" + raw) is None, "longer"
+    overwritten = raw[: -logformat.TRAILER_BYTES] + b"NOTINDEX" + raw[8 - logformat.TRAILER_BYTES :]
+    assert len(overwritten) == len(raw)
+    assert logformat.decode_index(overwritten) is None, "other magic"

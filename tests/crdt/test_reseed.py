@@ -157,6 +157,28 @@ def test_a_stamp_from_the_future_is_got_rid_of() -> None:
     assert written[HEAD][:2] < (50, NEW)
 
 
+def test_a_stamp_of_two_writers_leaves_the_neighbours_value_and_moves_the_expiry() -> None:
+    """Nobody can tell whose write was acknowledged; what is newer of one's own is told apart."""
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+    held = register.put({}, b"theirs", (20, ME))
+    mine = register.put({}, b"mine", (20, ME))
+    assert rewrite(TYPE_REGISTER, held, mine, lacking) == {}
+    mine |= register.expire(mine, (21, ME), 7_000)
+    (row,) = rewrite(TYPE_REGISTER, held, mine, lacking).values()
+    assert row == (*held[VALUE][:4], 50, NEW, 7_000)
+
+
+def test_a_clear_that_the_neighbour_has_is_not_written_again() -> None:
+    lacking = Lacking((ME,), {ME: 21}, (50, NEW))
+    rows = map_rows.put({}, {b"f": b"1"}, (10, ME), 0)
+    rows |= map_rows.delete(rows, (20, ME))
+    rows |= map_rows.put(rows, {b"g": b"2"}, (21, ME), 0)
+    held = dict(rows)
+    assert rewrite(TYPE_MAP, held, rows, lacking) == {}
+    rows |= map_rows.expire(rows, (30, ME), 500)
+    assert rewrite(TYPE_MAP, held, rows, lacking) == {HEAD: (20, ME, 50, NEW, 500)}
+
+
 def test_rates_and_expiries_are_written_again() -> None:
     lacking = Lacking((ME,), {}, (hlc_from_ms(60), NEW))
     rows = rate.add({}, 3, (hlc_from_ms(50), ME), 50, 10)

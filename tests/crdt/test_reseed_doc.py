@@ -51,6 +51,31 @@ def test_own_deletions_are_written_again() -> None:
     assert _items(unseen) == ["6.0"]
 
 
+def test_what_the_neighbour_got_without_its_vector_is_not_written_twice() -> None:
+    """Rows of a repair come before the records that they belong to."""
+    mine = _put({}, edit((5, 0)), 1, ME)
+    lacking = Lacking({ME}, {}, (20, NEW))
+    assert all(is_lacking(part, row, TYPE_DOC, lacking) for part, row in mine.items())
+    assert rewrite(TYPE_DOC, mine, mine, lacking) == {}
+    further = mine | _put(mine, edit((5, 1), (5, 0)), 2, ME)
+    (row,) = rewrite(TYPE_DOC, mine, further, lacking).values()
+    assert row[5] == (edit((5, 1), (5, 0)),), "the one update that is missing there"
+
+
+def test_an_own_edit_that_was_deleted_again_does_not_come_back() -> None:
+    mine = _put({}, edit((5, 0)), 1, ME)
+    mine |= doc.delete(mine, {ME: 1}, (2, ME), yjs=document)
+    mine |= doc.put(mine, edit((7, 0)), (3, ME), 0, yjs=document, vv={ME: 2}, owner=ANN)
+    lacking = Lacking({ME}, {}, (20, NEW))
+    delta = rewrite(TYPE_DOC, {}, mine, lacking)
+    assert _items(delta) == ["7.0"]
+    assert doc_part(NEW, 20) in delta
+    assert len([part for part in delta if part != HEAD]) == 2, "the new edit and the erasure"
+    assert rewrite(TYPE_DOC, {HEAD: delta[HEAD], **mine}, mine, lacking).keys() <= {
+        erasure_part(NEW, 20)
+    }
+
+
 def test_nothing_is_written_where_nothing_is_lacking() -> None:
     held = _put({}, edit((5, 0)), 1, ME)
     assert rewrite(TYPE_DOC, held, held, Lacking({ME}, {ME: 1}, (20, NEW))) == {}

@@ -156,6 +156,19 @@ def test_what_is_not_one_whole_update_of_two_maps_is_corrupt(spoilt: bytes) -> N
         read_update(spoilt)
 
 
+def test_a_place_between_two_others_belongs_to_no_map() -> None:
+    """Only sequences know a right neighbour: an array of byte strings named as our root."""
+    doc: Doc = pycrdt.Doc(client_id=7)
+    updates: list[bytes] = []
+    doc.observe(lambda event: updates.append(event.update))
+    items = doc.get("e", type=pycrdt.Array)
+    items.extend([b"first", b"last"])
+    items.insert(1, b"between")
+    assert updates[1][4] == 0xC8, "origin, right origin, any"
+    with pytest.raises(CorruptData, match="nothing that a session document can hold"):
+        read_update(updates[1])
+
+
 @pytest.mark.parametrize(
     "spoilt", [b"", b"\x01", b"\x01\x05", b"\x00\x00", b"\x02\x05\x01\x05\x01"]
 )
