@@ -84,6 +84,21 @@ class Housekeeper:
 
         self._jobs.put(job)
 
+    def load(self, segment: Segment) -> None:
+        """Load or make up the index of a segment that is no longer written; asked for once."""
+        if segment.asked:
+            return
+        segment.asked = True
+        if segment.origins is not None:
+            self.index_earlier(segment)
+            return
+
+        def job() -> None:
+            if segment.origins is None:
+                segment.origins = segments.load_index(segment, self._secret)
+
+        self._jobs.put(job)
+
     def delete(self, segment: Segment) -> None:
         def job() -> None:
             segment.path.unlink(missing_ok=True)

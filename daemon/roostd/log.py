@@ -8,12 +8,14 @@ about a broken tail are `roost_crdt.logformat`; this module makes the file calls
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from roost_crdt import logformat
 from roost_crdt.errors import Busy, CorruptData, Full, TooLarge
+from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.logformat import Entry, OpenGroup, OriginIndex, Secret, SegmentHeader
 from roostd import segments
 from roostd.housekeeping import Housekeeper
@@ -23,6 +25,12 @@ from roostd.segments import Segment
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 GROUP_BYTES = 4 * 1024 * 1024
 """An open group that would grow beyond this is written first."""
+AGE_MAX_MS = DEFAULT_LIMITS.member_silent_ms
+"""Older segments are kept for nobody: who was away for so long has to reseed."""
+RESERVE = 4
+"""This part of the retention is kept in any case: it repairs an index, or brings a node back that
+was restored from a backup."""
+_READ_PAUSE_S = 60.0
 _RETRY_MS = 50
 
 
@@ -55,6 +63,8 @@ class Log:
         self.segment_bytes = segment_bytes
         self.retention_bytes = retention_bytes
         self.failed: StoreFailed | None = None
+        self._acknowledged: Mapping[int, int] | None = None
+        self._read_s = -_READ_PAUSE_S
         self._store_id = store_id
         self._secret_raw = secret
         self._secret = Secret.from_bytes(secret)
@@ -239,16 +249,43 @@ class Log:
         self.trim(self._applied_seq)
 
     def trim(self, applied_seq: int) -> None:
-        """Delete the oldest segments beyond `retention_bytes`, applied ones only."""
+        """Delete the oldest segments that are applied and kept for nobody.
+
+        A segment is kept until every neighbour holds its records, up to `retention_bytes` and
+        `AGE_MAX_MS`; the newest `retention_bytes / RESERVE` in any case.
+        """
         self._applied_seq = applied_seq
         kept = sum(segment.size for segment in self._segments)
-        while len(self._segments) > 1 and kept > self.retention_bytes:
+        while len(self._segments) > 1 and kept > self.retention_bytes // RESERVE:
             oldest, following = self._segments[0], self._segments[1]
             if following.first_seq - 1 > applied_seq:
+                return
+            if kept <= self.retention_bytes and self._wanted(oldest):
                 return
             kept -= oldest.size
             del self._segments[0]
             self._housekeeper.delete(oldest)
+
+    def neighbours_hold(self, vv: Mapping[int, int] | None) -> None:
+        """What every neighbour holds durably, by origin; None: not known, or no neighbours."""
+        self._acknowledged = vv
+        self.trim(self._applied_seq)
+
+    def _wanted(self, segment: Segment) -> bool:
+        """Whether somebody may still ask for what is in a segment."""
+        if time.monotonic() < self._read_s + _READ_PAUSE_S:
+            return True
+        if time.time() * 1000 > segment.path.stat().st_mtime * 1000 + AGE_MAX_MS:
+            return False
+        held = self._acknowledged
+        if held is None:
+            return True
+        if segment.origins is not None:
+            self._index(segment, wait=False)
+        if segment.origins is None or not segment.complete:
+            self._housekeeper.load(segment)
+            return True
+        return any(held.get(o, 0) < hlc for o, hlc in segment.origins.last.items())
 
     # Reading
 
@@ -274,6 +311,7 @@ class Log:
         """
         found: list[Entry] = []
         size = 0
+        self._read_s = time.monotonic()
         if seq >= last_seq:
             return found, position
         for segment in self._segments:

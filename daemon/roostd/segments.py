@@ -37,6 +37,8 @@ class Segment:
     indexed_from: int = logformat.SEGMENT_HEADER_BYTES
     earlier: OriginIndex | None = field(default=None, repr=False)
     """The index of the part before `indexed_from`, read by a thread, not merged yet."""
+    asked: bool = False
+    """Whether the thread was told to load the index."""
 
     @property
     def complete(self) -> bool:

@@ -340,6 +340,68 @@ def test_retention_keeps_what_is_not_applied(make: Callable[..., Log]) -> None:
     assert write(log, b"x") == 301
 
 
+def filled(make: Callable[..., Log]) -> Log:
+    """Nine segments of records of origin 5, hlc 1 to 600; all of them applied."""
+    log = make(retention_bytes=8 * SEGMENT)
+    for hlc in range(1, 601):
+        append(log, KIND_RECORD, encode_record(Record(5, hlc, hlc - 1, ())) + bytes(700), 5, hlc)
+        log.sync()
+    assert len(log._segments) > 6
+    log.trim(600)
+    return log
+
+
+def kept(log: Log) -> int:
+    """The oldest hlc that the log still has, in segments beside the reserve."""
+    return log.first_seq()
+
+
+def test_retention_ends_where_every_neighbour_holds_the_records(make: Callable[..., Log]) -> None:
+    log = filled(make)
+    assert kept(log) == 1, "dropped though nobody is known to hold it"
+    log.neighbours_hold({5: 200})
+    assert 100 < kept(log) <= 201
+    log.neighbours_hold({5: 600})
+    assert sum(s.size for s in log._segments) <= 2 * SEGMENT, "the reserve is a quarter"
+    assert kept(log) > 400
+    log.neighbours_hold(None)
+    assert write(log, b"x") == 601
+
+
+def test_retention_is_bound_by_age(make: Callable[..., Log]) -> None:
+    log = filled(make)
+    log.neighbours_hold({5: 0})
+    assert kept(log) == 1
+    eight_days_ago = time.time() - 8 * 86_400
+    for segment in log._segments[:3]:
+        os.utime(segment.path, (eight_days_ago, eight_days_ago))
+    fourth = log._segments[3].first_seq
+    log.trim(600)
+    assert kept(log) == fourth
+
+
+def test_who_reads_the_log_is_not_left_behind(make: Callable[..., Log]) -> None:
+    log = filled(make)
+    entries, _ = log.entries_from(log.first_position(), 0, 600, 1_000)
+    assert entries
+    log.neighbours_hold({5: 600})
+    assert kept(log) == 1, "a backup is between two of its chunks"
+
+
+def test_indexes_are_loaded_aside_before_anything_is_dropped(make: Callable[..., Log]) -> None:
+    first = filled(make)
+    first.close()
+    log = make(retention_bytes=8 * SEGMENT, applied=Applied(600, first.position, first.head))
+    assert log._segments[0].origins is None
+    log.neighbours_hold({5: 600})
+    assert kept(log) == 1, "the node's thread does not read whole segments"
+    until = time.monotonic() + 5
+    while kept(log) <= 400 and time.monotonic() < until:
+        time.sleep(0.01)
+        log.neighbours_hold({5: 600})
+    assert kept(log) > 400
+
+
 @pytest.fixture
 def history(make: Callable[..., Log]) -> tuple[Log, dict[int, list[tuple[int, bytes]]]]:
     """Records of three origins over several segments: origin -> [(hlc, raw)]."""

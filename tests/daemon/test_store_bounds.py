@@ -249,6 +249,22 @@ def test_the_log_stays_below_its_retention(stores: Stores) -> None:
     assert store.records_after(actor, since, 1) == records[-49:-48]
 
 
+def test_the_log_is_trimmed_though_nobody_writes_any_more(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the applier did after the last write is seen when retention is looked at."""
+    store = stores.open(size_max=16 << 20, log_retention=2 << 20)
+    monkeypatch.setattr(store, "_reap", lambda keys: None)  # as if nothing were applied yet
+    for number in range(200):
+        brief(lambda number=number: put(store, b"k", b"%d" % number + bytes(20_000)))
+        store.flush()
+    monkeypatch.undo()
+    assert store._applier.drain(10)
+    assert store.log_bytes() > 4 << 20
+    store.neighbours_hold({store.actor: 0})
+    assert store.log_bytes() <= (2 << 20) + store._log.segment_bytes, "one is made ahead"
+
+
 def test_errors_are_roost_errors() -> None:
     assert issubclass(Full, RoostError)
     assert not issubclass(StoreFailed, RoostError), "it ends the process, not one request"

@@ -14,6 +14,7 @@ from roostd.node.collector import Collector
 from roostd.node.groups import Groups
 from roostd.node.members import Members
 from roostd.node.reseeding import Reseeding
+from roostd.node.retention import Retention
 from roostd.store import Store
 
 __all__ = ["Membership"]
@@ -67,6 +68,7 @@ class Membership:
             now_ms=now_ms,
             emptied=self._emptied,
         )
+        self.retention = Retention(store, gossip, self.members.roster)
         self._new_actor = new_actor
         store.on_flush.append(self.members.changed)
 
@@ -96,6 +98,7 @@ class Membership:
         if not self._gossip.replica.clock_refused():
             self.members.tick()
         self.collector.tick()
+        self.retention.tick()
 
     def remove(self, node: str) -> int:
         """Take a node out of the members: what it holds is no longer waited for, and it has to

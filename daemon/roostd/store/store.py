@@ -147,8 +147,6 @@ class Store:
             batch.position, batch.head = self._log.position, self._log.head
             self._applier.offer(batch)
 
-    # Reading
-
     def backup(self, cursor: bytes, about: dict[str, str], now_ms: int, random_id: bytes) -> Page:
         """The next chunk of a backup, the first one for an empty cursor; see store.backup."""
         index, log = self._index, self._log
@@ -197,8 +195,6 @@ class Store:
         if found or self.vv.get(origin, 0) <= hlc or self._log.follows(origin, hlc):
             return found
         return None
-
-    # State
 
     @property
     def vv(self) -> dict[int, int]:
@@ -273,6 +269,11 @@ class Store:
         """The version vector that the index covers, and the sum of each bucket there."""
         self._reap(_UNPIN_KEYS)
         return dict(self._applied_vv), list(self._buckets)
+
+    def neighbours_hold(self, vv: Mapping[int, int] | None) -> None:
+        """What all neighbours hold durably: the log is not kept for them; None: not known."""
+        self._reap(_UNPIN_KEYS)  # nobody else asks while nothing is written
+        self._log.neighbours_hold(vv)
 
     # Writing
 
