@@ -320,3 +320,13 @@ def edges_of(topology: str, nodes: Sequence[str]) -> list[tuple[str, str]]:
         return [(a, b) for at, a in enumerate(nodes) for b in nodes[at + 1 :]]
     assert topology == "line"
     return pairs
+
+
+def network(topology: str, count: int, *, limits: Limits | None = None, seed: int = 0) -> Network:
+    """`count` nodes n0, n1... linked to each other, after their greetings."""
+    names = [f"n{at}" for at in range(count)]
+    net = Network(names, limits=limits or Limits(), seed=seed)
+    for edge in edges_of(topology, names):
+        assert net.link(*edge)
+    net.run(400)
+    return net

@@ -62,7 +62,9 @@ class Neighbourhood:
     gc_floor: dict[int, int] = field(default_factory=dict)
     """What has been collected here, or at the neighbour whose snapshot this node took."""
     wall_ahead_ms: int = 0
-    """The wall clock minus the clock of `now_ms`."""
+    """The wall clock in force minus the clock of `now_ms`."""
+    clock_jumped_ms: int = 0
+    """The machine's wall clock minus the one in force."""
     effects: Effects = field(default_factory=Effects)
     _hash: bytes | None = None
 

@@ -11,7 +11,7 @@ A peer is in one named mode, derived from what is open between the two nodes:
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -20,6 +20,7 @@ from .limits import Limits
 
 ROUTE_HOPS_MAX = 4
 HEARTBEATS_KEPT = 16
+CLOCKS_KEPT = 8
 RTT_GUESS_MS = 50.0
 
 
@@ -97,8 +98,8 @@ class Peer:
     """Origins whose next record from it waits: wall-clock ms at which to ask again."""
     told_ahead_ms: int = 0
     """How far it says this node's records are ahead of its clock."""
-    offset_ms: int | None = None
-    """This wall clock minus its wall clock."""
+    clocks: deque[int] = field(default_factory=lambda: deque(maxlen=CLOCKS_KEPT))
+    """Its machine's wall clock minus this node's even clock, at its last heartbeats."""
     snapshot_in: SnapshotIn | None = None
     snapshot_out: SnapshotOut | None = None
     rtt_ms: float | None = None
@@ -170,6 +171,14 @@ class Peer:
             del self.heartbeats[older]
         sample_ms = float(max(0, now_ms - sent_ms - max(0, held_ms)))
         self.rtt_ms = sample_ms if self.rtt_ms is None else self.rtt_ms * 7 / 8 + sample_ms / 8
+
+    @property
+    def clock_ahead_ms(self) -> int | None:
+        """Its machine's wall clock minus this node's even clock.
+
+        A heartbeat that was long under way shows less, so the most of the last ones is nearest.
+        """
+        return max(self.clocks, default=None)
 
     def heartbeat_sent(self, now_ms: int) -> int:
         self.heartbeat_id += 1

@@ -31,6 +31,7 @@ from .neighbourhood import Effects, Neighbourhood
 from .outflow import Outflow
 from .peer import LinkState, Mode, Peer
 from .record import Record, RowOp
+from .wallclock import ahead_of_median
 
 __all__ = ["Effects", "Replica"]
 
@@ -113,6 +114,10 @@ class Replica:
     def wall_ahead_ms(self, value: int) -> None:
         self._near.wall_ahead_ms = value
 
+    def clock_jumped(self, jumped_ms: int) -> None:
+        """The machine's wall clock is this far from the one in force, which neighbours confirm."""
+        self._near.clock_jumped_ms = jumped_ms
+
     def greeting(self, head: tuple[int, int, bytes] | None = None) -> bytes:
         """The first message to a neighbour; `head` is what is durably known of its actor."""
         return f.encode_greeting(
@@ -160,14 +165,20 @@ class Replica:
         )
 
     def clock_refused(self) -> bool:
-        """Most neighbours wait for this node's clock: it must not write more such stamps."""
+        """Neighbours would wait, or do, until this node's stamps are due: it must not write."""
+        offset_ms = self.clock_offset_ms()
+        if offset_ms is not None and offset_ms > self.limits.clock_offset_max_ms:
+            return True
         told = sum(1 for peer in self.peers.values() if peer.told_ahead_ms > 0)
         return told * 2 > len(self.peers)
 
     def clock_offset_ms(self) -> int | None:
         """This wall clock minus the median of the neighbours'; None without neighbours."""
-        known = sorted(p.offset_ms for p in self.peers.values() if p.offset_ms is not None)
-        return known[len(known) // 2] if known else None
+        return ahead_of_median(self.wall_ahead_ms, self.neighbours_clocks())
+
+    def neighbours_clocks(self) -> list[int]:
+        """Their machines' wall clocks minus the clock of `now_ms`."""
+        return [p.clock_ahead_ms for p in self.peers.values() if p.clock_ahead_ms is not None]
 
     def routes(self, target: str) -> list[str]:
         """Neighbours over which `target` is reached, fewest hops first."""
@@ -416,8 +427,7 @@ class Replica:
         peer.told_ahead_ms = beat.ahead_ms
         peer.reported_waiting = beat.waiting
         if beat.clock_ms:
-            wall_ms = now_ms + self.wall_ahead_ms
-            peer.offset_ms = wall_ms - beat.clock_ms - int((peer.rtt_ms or 0) / 2)
+            peer.clocks.append(beat.clock_ms + int((peer.rtt_ms or 0) / 2) - now_ms)
         self._told_chain(peer, beat.chain)
         own = self._near.vv_hash()
         peer.vv_hash = beat.vv_hash
@@ -464,7 +474,7 @@ class Replica:
                 vv_hash=self._near.vv_hash(),
                 digest=self.digest,
                 digest_vv_hash=self.digest_vv_hash,
-                clock_ms=wall_ms,
+                clock_ms=wall_ms + self._near.clock_jumped_ms,
                 ahead_ms=max(0, ahead_ms),
                 waiting=sum(peer.waiting.values()),
                 chain=self.chain,

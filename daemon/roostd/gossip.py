@@ -192,6 +192,8 @@ class Gossip:
         if peer is None:
             return replace(before, mode=self.replica.mode(node).value)
         now_ms = self._now()
+        theirs_ms = peer.clock_ahead_ms
+        offset_ms = None if theirs_ms is None else self.replica.wall_ahead_ms - theirs_ms
         return replace(
             before,
             region=peer.greeting.region,
@@ -204,9 +206,15 @@ class Gossip:
             duplicates=before.duplicates + peer.duplicates,
             last_heard_ms=max(0, now_ms - peer.heard_ms),
             converged=self.replica.converged(node),
-            clock_offset_ms=peer.offset_ms,
+            clock_offset_ms=offset_ms,
+            last_error=before.last_error or self._clock_error(offset_ms),
             warnings=peer.warnings,
         )
+
+    def _clock_error(self, offset_ms: int | None) -> str:
+        if offset_ms is None or abs(offset_ms) <= self._limits.clock_offset_max_ms:
+            return ""
+        return f"its clock is {abs(offset_ms)} ms {'behind' if offset_ms > 0 else 'ahead of'} this"
 
     # -- links
 

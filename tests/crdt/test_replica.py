@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from replication_network import START_MS, MemoryStore, Network, edges_of
+from replication_network import START_MS, MemoryStore, Network, edges_of, network
 
 from roost_crdt import frames as f
 from roost_crdt.errors import PeerError, TooLarge
@@ -18,15 +18,6 @@ from roost_crdt.peer import LinkState, Mode
 from roost_crdt.replica import Replica
 
 TOPOLOGIES = ("line", "ring", "star", "mesh")
-
-
-def network(topology: str, count: int, *, limits: Limits | None = None, seed: int = 0) -> Network:
-    names = [f"n{at}" for at in range(count)]
-    net = Network(names, limits=limits or Limits(), seed=seed)
-    for edge in edges_of(topology, names):
-        assert net.link(*edge)
-    net.run(400)
-    return net
 
 
 def alone(**changes: object) -> Replica:
@@ -281,31 +272,6 @@ def test_rows_from_the_future_are_asked_for_again_in_time() -> None:
     assert not net.stores["b"].rows
     net.run_until_converged(5_000)
     assert net.now_ms - START_MS >= 2_500
-
-
-# -- clocks
-
-
-def test_a_record_far_ahead_waits_and_is_not_skipped() -> None:
-    net = network("line", 3, limits=Limits(clock_offset_max_ms=500))
-    net.clocks_ms["n1"] = 2_000
-    net.put("n1", b"k", b"future")
-    net.put("n0", b"l", b"present")
-    began_ms = net.now_ms
-    net.run(400)
-    assert net.replicas["n0"].mode("n1") is Mode.CLOCK_SKEW
-    assert net.replicas["n1"].mode("n0") is Mode.CLOCK_SKEW
-    assert net.replicas["n1"].clock_refused()
-    assert not net.replicas["n0"].clock_refused()
-    assert net.replicas["n1"].clock_offset_ms() == pytest.approx(2_000, abs=30)
-    assert len(net.stores["n2"].rows) == 1
-    assert net.replicas["n0"].lag_ms(net.now_ms) > 300
-    net.clocks_ms["n1"] = 0
-    net.run_until_converged(3_000)
-    assert net.now_ms - began_ms >= 1_500
-    net.run(600)
-    assert not net.replicas["n1"].clock_refused()
-    assert net.replicas["n0"].mode("n1") is Mode.STREAM
 
 
 # -- greetings

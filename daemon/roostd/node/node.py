@@ -25,6 +25,7 @@ from roostd.gossip import Events, Gossip, StoreHooks
 from roostd.keyring import Keyring
 from roostd.metrics import registry
 from roostd.node.backends import consensus_backend
+from roostd.node.clock import Clock
 from roostd.node.cluster import Membership
 from roostd.node.collector import keep_floor, load_floor
 from roostd.node.groups import Groups
@@ -37,7 +38,7 @@ from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
 from roostd.node.sessionrows import SessionRows
 from roostd.node.standby import Standbys
-from roostd.node.startup import limits_of, pid_namespace, tls_of, wall_ms
+from roostd.node.startup import limits_of, pid_namespace, tls_of
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -57,6 +58,7 @@ class Node:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.limits = limits_of(config)
+        self.clock = Clock(self.limits, len(config.neighbours))
         self.policies: PolicyTable = load_policies(config)
         self.credentials = load_credentials(config)
         self.metrics = registry(self.cluster)
@@ -78,7 +80,7 @@ class Node:
             limits=self.limits,
             size_max=config.store.size_max,
             log_retention=config.store.log_retention,
-            now_ms=wall_ms(),
+            now_ms=self.now_ms(),
             random_bytes=os.urandom,
             policies_blob=self.policies.text.encode(),
         )
@@ -154,7 +156,7 @@ class Node:
                 head_of=self.identity.chain_of,
                 check_greeting=self.identity.check_greeting,
             ),
-            wall_ms=wall_ms,
+            wall_ms=self.now_ms,
             listen=config.listen.gossip,
             neighbours=neighbours,
             tls=tls,
@@ -314,7 +316,7 @@ class Node:
     # --- what faces ask ---
 
     def now_ms(self) -> int:
-        return wall_ms()
+        return self.clock.now_ms()
 
     @property
     def pending(self) -> bool:
@@ -462,6 +464,8 @@ class Node:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self.clock.tick(self.gossip.replica.neighbours_clocks())
+            self.gossip.replica.clock_jumped(self.clock.jumped_ms)
             self.sessions.tick()
             self.issuers.tick()
             self.membership.tick()

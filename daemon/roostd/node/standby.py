@@ -113,7 +113,8 @@ class Standbys:
         self._waiting[future] = due
         self._schedule()
         try:
-            await asyncio.wait_for(future, self._wait_ms / 1000)
+            async with asyncio.timeout(self._wait_ms / 1000):
+                await future
         except TimeoutError:
             asked = ", ".join(sorted(c.node for c in self._fit())) or "none is up"
             raise UnknownOutcome(
