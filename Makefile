@@ -8,6 +8,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 SEEDS ?= 20
 KILLS ?= 500
+IMAGES ?= 20000
 INPUTS ?= 5000000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,7 +52,8 @@ simulate: $(TEST_STAMP)
 # Hours, not minutes: before a release.
 soak: $(TEST_STAMP)
 	ROOST_FUZZ_INPUTS=$(INPUTS) ROOST_FUZZ_SEED=$$(date +%s) $(BIN)/pytest -q -s -n $(WORKERS) --timeout=0 tests/crdt/fuzz
-	ROOST_TEST_KILLS=$(KILLS) $(BIN)/pytest -q --timeout=0 tests/process $(TESTS)
+	ROOST_TEST_IMAGES=$(IMAGES) $(BIN)/pytest -q -s --timeout=0 tests/daemon/test_power_loss.py
+	ROOST_TEST_SOAK=1 ROOST_TEST_KILLS=$(KILLS) $(BIN)/pytest -q -s --timeout=0 tests/process $(TESTS)
 	$(if $(SIMULATOR),$(BIN)/python -m roost_sim --seeds 10000)
 
 # Branches of each module of the core that its own tests leave out.

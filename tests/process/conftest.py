@@ -9,6 +9,22 @@ import pytest_asyncio
 
 from roostd.demo.regions import Regions
 
+POLICIES = """
+[visits]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "counter"
+[tags]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "set"
+[profile]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "map"
+"""
+"""Put at the end of a daemon's policies.toml."""
+
 Start = Callable[..., Awaitable[Regions]]
 
 

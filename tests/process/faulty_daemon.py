@@ -6,7 +6,10 @@ remembers what was acknowledged and what was sent.
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -14,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +28,18 @@ from click.testing import CliRunner
 
 from roostd.cli.main import main
 
-POLICIES = """
-[visits]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "counter"
-"""
+from .conftest import POLICIES
+
 REGISTER = "model_router_weights"
 SOAK = bool(os.environ.get("ROOST_TEST_SOAK"))
 ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
 START_S = 20
 
 
-def configure(home: Path) -> Path:
-    """`roost init`, with a counter's policy."""
-    done = CliRunner().invoke(main, ["init", str(home), "--node", "eu-1", "--region", "eu"])
+def configure(home: Path, *options: str, region: str = "eu") -> Path:
+    """`roost init`, with more policies."""
+    node = ("--node", f"{region}-1", "--region", region)
+    done = CliRunner().invoke(main, ["init", str(home), *node, *options])
     assert done.exit_code == 0, done.output
     with (home / "policies.toml").open("a") as policies:
         policies.write(POLICIES)
@@ -79,23 +81,72 @@ class Client:
         self._socket.close()
 
 
+class Forked:
+    """A daemon forked from a process that has its modules already (half of a start's time);
+    what is used of Popen."""
+
+    _zygote: subprocess.Popen[str] | None = None
+
+    def __init__(self, config: Path, log: Path, environ: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        self.pid = self._ask(config=str(config), log=str(log), environ=environ)
+        self._fd = os.pidfd_open(self.pid)
+
+    @classmethod
+    def _ask(cls, **words: Any) -> int:
+        if cls._zygote is None:
+            cls._zygote = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("zygote.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            atexit.register(cls._zygote.communicate)
+        assert cls._zygote.stdin is not None
+        assert cls._zygote.stdout is not None
+        print(json.dumps(words), file=cls._zygote.stdin, flush=True)
+        return int(cls._zygote.stdout.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            ready, _, _ = select.select([self._fd], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(f"roostd {self.pid}", timeout or 0)
+            os.close(self._fd)
+            self.returncode = self._ask(wait=self.pid)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
 class FaultyDaemon:
     """A daemon's process; `inject` are strace's words for what is to go wrong."""
 
     def __init__(self, home: Path, *inject: str, **environ: str) -> None:
         self.home = home
+        self._inject = inject
         self.log = home / "roostd.log"
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
         strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]
         for words in inject:
             strace += ["-e", f"trace={words.partition(':')[0]}", "-e", f"inject={words}"]
-        command = [sys.executable, "-m", "roostd.cli.roostd", "--config", str(home / "roost.toml")]
+        config = home / "roost.toml"
+        environ = {**os.environ, **ANY_PORTS, "ROOST_LOG": "text", **environ}
+        self.process: subprocess.Popen[bytes] | Forked
+        if not inject and not SOAK:
+            self.process = Forked(config, self.log, environ)
+            return
+        command = [sys.executable, "-m", "roostd.cli.roostd", "--config", str(config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*(strace if inject else []), *command],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **ANY_PORTS, "ROOST_LOG": "text", **environ},
+                [*(strace if inject else []), *command], stdout=log, stderr=log, env=environ
             )
 
     def text(self) -> str:
@@ -119,6 +170,37 @@ class FaultyDaemon:
                 time.sleep(0.02)
         raise AssertionError(f"not ready in {START_S} s: {self.text()}")
 
+    @contextmanager
+    def struck(self, call: str, moment: int, paths: Iterable[Path] = ()) -> Iterator[None]:
+        """From now on the Nth `call` of a thread does not happen, the process is killed there;
+        `paths`: calls on these only. Without --seccomp-bpf, which would ignore it in silence."""
+        words = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}"]
+        for path in paths:
+            words += ["-P", str(path)]
+        words += ["-e", f"inject={call}:signal=KILL:when={moment}", "-p", str(self.pid)]
+        tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert tracer.stderr is not None
+        try:
+            told = ""
+            while "attached" not in told:
+                told = tracer.stderr.readline()
+                assert told, f"strace ended with {tracer.wait()}"
+                assert "attached" in told or "Requested path" in told, told
+            yield
+        finally:
+            tracer.terminate()
+            tracer.stderr.close()
+            tracer.wait()
+
+    def was_struck(self) -> bool:
+        """Whether the process has been killed: True, or goes on: False. Nothing else may be."""
+        try:
+            status = self.process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            return False
+        assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), f"exit {status}\n{self.text()}"
+        return True
+
     @property
     def pid(self) -> int:
         return self.process.pid
@@ -134,8 +216,8 @@ class FaultyDaemon:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             # strace passes a SIGTERM on to nobody: end what it traces, it follows.
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            for child in [int(child) for child in children] or [self.pid]:
+            traced = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for child in [int(child) for child in traced if self._inject] or [self.pid]:
                 os.kill(child, signal.SIGKILL)
             self.process.wait()
 

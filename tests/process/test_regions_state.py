@@ -5,23 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .conftest import Start
+from .conftest import POLICIES, Start
 from .speaker import Speaker
 
-POLICIES = """
-[visits]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "counter"
-[tags]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "set"
-[profile]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "map"
-"""
 LINE = (("eu", "us"), ("us", "ap"))
 ROUNDS = 30
 

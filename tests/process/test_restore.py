@@ -17,18 +17,7 @@ from roost import NoSession, Unavailable, aio
 from roostd.cli.main import main
 from roostd.demo.regions import Regions
 
-from .conftest import Start
-
-POLICIES = """
-[visits]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "counter"
-[tags]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "set"
-"""
+from .conftest import POLICIES, Start
 
 
 def roost(*args: str, status: int = 0) -> Any:

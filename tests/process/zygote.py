@@ -1,0 +1,45 @@
+"""Starts daemons by fork: a process that has imported roostd once, and is told which to start.
+
+Each line on stdin is JSON: `{"config", "log", "environ"}` starts one, `{"wait": pid}` waits for
+it. The answer is its pid, or its exit status as subprocess has it (-9: killed). A daemon ends
+with this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from roostd.cli.roostd import main
+
+PR_SET_PDEATHSIG = 1
+
+
+def start(config: str, log: str, environ: dict[str, str]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target in (0, 1, 2):
+        os.dup2(fd if target else nothing, target)
+    os.environ.clear()
+    os.environ.update(environ)
+    main(["--config", config], prog_name="roostd")  # ends by sys.exit
+    os._exit(99)
+
+
+def answer(asked: dict[str, Any]) -> int:
+    if "wait" in asked:
+        return os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
+    return start(asked["config"], asked["log"], asked["environ"])
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(answer(json.loads(line)), flush=True)
