@@ -102,7 +102,8 @@ async def test_a_reply_waits_for_the_disk(node: Served, monkeypatch: pytest.Monk
     ("data", "text"),
     [
         (b"*-2\r\n", b"-ERR Protocol error: invalid multibulk length\r\n"),
-        (b"*1\r\n$1073741824\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
+        (b"*1\r\n$1073741824\r\n", b"-ERR Protocol error: invalid bulk length: a command of 10"),
+        (b"*1\r\n$-2\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"-ERR Protocol error: this port speaks RESP"),
         (b"*1\r\n*1\r\n", b"-ERR Protocol error: expected '$', got '*'\r\n"),
     ],
@@ -111,6 +112,35 @@ async def test_protocol_faults_close(node: Served, data: bytes, text: bytes) -> 
     client = await node.client()
     answer = await client.raw(b"PING\r\n" + data)
     assert answer.startswith(b"+PONG\r\n" + text)
+
+
+async def test_who_is_still_sending_reads_why_it_is_refused(node: Served) -> None:
+    """A socket closed over unread bytes is reset, and the error with it."""
+    big = 3 * node.node.limits.body_bytes_max
+    client = await node.client()
+    client.writer.write(b"*3\r\n$3\r\nSET\r\n$7\r\nstr:big\r\n$%d\r\n" % big)
+    for _ in range(64):
+        client.writer.write(b"x" * (big // 64))
+        await client.writer.drain()
+    async with asyncio.timeout(5):
+        answer = await client.reader.read(-1)
+    assert answer.startswith(b"-ERR Protocol error: invalid bulk length: a command of ")
+    assert b"limits.body_max" in answer
+    assert answer.count(b"\r\n") == 1
+
+
+async def test_who_sends_for_ever_after_a_fault_is_cut(
+    node: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roostd.api.resp.draining.DRAIN_S", 0.05)
+    client = await node.client()
+    client.writer.write(b"*-2\r\n")
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(5):
+            while True:
+                client.writer.write(b"x" * 1_000)
+                await client.writer.drain()
+                await asyncio.sleep(0.01)
 
 
 async def test_quit_and_half_closed_connections_get_their_replies(node: Served) -> None:

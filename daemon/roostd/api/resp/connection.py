@@ -19,6 +19,7 @@ from roost_crdt.policy import Policy
 from roostd.api.caller import ADMIN, Caller
 from roostd.api.numbers import NotANumber
 from roostd.api.resp import encode
+from roostd.api.resp.draining import Draining
 from roostd.api.resp.parser import ProtocolFault, RequestParser
 from roostd.api.resp.table import COMMANDS, Command, RespError, unknown_command, wrong_arity
 from roostd.node.standby import Due, settle
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._counts = server.metrics.commands
         self._reply_bytes_max = server.node.limits.output_bytes_max
         self.closing = False
+        self._refused = False
         self.commands_run = 0
         self._partial_since = 0.0
         self._partial_commands = 0
@@ -194,7 +196,7 @@ class Connection(asyncio.Protocol):
             except ProtocolFault as fault:
                 self.server.metrics.protocol_faults += 1
                 self._out.append(encode.error(f"ERR Protocol error: {fault}"))
-                self.closing = True
+                self.closing = self._refused = True
                 break
             if args is None:
                 break
@@ -425,7 +427,10 @@ class Connection(asyncio.Protocol):
             metrics.observe(len(out), time.monotonic() - self._received_s)
             transport.write(b"".join(out) if len(out) > 1 else out[0])
         if (self.closing and self._task is None) or (self._ended and self._idle()):
-            transport.close()
+            if self._refused and not self._ended:
+                Draining(transport, self)
+            else:
+                transport.close()
 
     def _bound_backlog(self) -> None:
         """Stop reading a client whose commands cannot run now; go on when they can."""
