@@ -135,12 +135,15 @@ async def test_who_sends_for_ever_after_a_fault_is_cut(
     monkeypatch.setattr("roostd.api.resp.draining.DRAIN_S", 0.05)
     client = await node.client()
     client.writer.write(b"*-2\r\n")
+
+    async def send_for_ever() -> None:
+        while True:
+            client.writer.write(b"x" * 1_000)
+            await client.writer.drain()
+            await asyncio.sleep(0.01)
+
     with pytest.raises(ConnectionError):
-        async with asyncio.timeout(5):
-            while True:
-                client.writer.write(b"x" * 1_000)
-                await client.writer.drain()
-                await asyncio.sleep(0.01)
+        await asyncio.wait_for(send_for_ever(), 5)
 
 
 async def test_quit_and_half_closed_connections_get_their_replies(node: Served) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,3 +190,16 @@ class Speaker:
 
         await self.until(alike, f"no one home: {homes}")
         return homes.pop().partition("-")[0]
+
+
+@asynccontextmanager
+async def speaking(regions: Regions) -> AsyncIterator[Speaker]:
+    """Start the regions, wait until they are linked, and stop them at the end."""
+    try:
+        await regions.start()
+        speaker = Speaker(regions)
+        await speaker.linked()
+        yield speaker
+        await speaker.close()
+    finally:
+        await regions.close()

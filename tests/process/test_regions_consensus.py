@@ -16,7 +16,7 @@ from linearizability import NEVER, Operation, is_linearizable
 
 from roostd.demo.regions import Regions
 
-from .speaker import Refused, Speaker
+from .speaker import Refused, Speaker, speaking
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,15 +44,8 @@ period = "24h"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker() -> AsyncIterator[Speaker]:
-    regions = Regions(NAMES, policies=POLICIES)
-    try:
-        await regions.start()
-        speaker = Speaker(regions)
-        await speaker.linked()
+    async with speaking(Regions(NAMES, policies=POLICIES)) as speaker:
         yield speaker
-        await speaker.close()
-    finally:
-        await regions.close()
 
 
 def put(value: Any) -> Any:

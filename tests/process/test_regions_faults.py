@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from roostd.demo.regions import Regions
 
-from .speaker import Refused, Speaker
+from .speaker import Refused, Speaker, speaking
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,15 +27,8 @@ LOST = (Refused, httpx.HTTPError)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker() -> AsyncIterator[Speaker]:
-    regions = Regions(NAMES, settings=SETTINGS)
-    try:
-        await regions.start()
-        speaker = Speaker(regions)
-        await speaker.linked()
+    async with speaking(Regions(NAMES, settings=SETTINGS)) as speaker:
         yield speaker
-        await speaker.close()
-    finally:
-        await regions.close()
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")

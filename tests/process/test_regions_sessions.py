@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from roostd.demo.regions import Regions
 
-from .speaker import Refused, Speaker
+from .speaker import Refused, Speaker, speaking
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,15 +22,8 @@ NAMES = ("eu", "us", "ap")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker() -> AsyncIterator[Speaker]:
-    regions = Regions(NAMES)
-    try:
-        await regions.start()
-        speaker = Speaker(regions)
-        await speaker.linked()
+    async with speaking(Regions(NAMES)) as speaker:
         yield speaker
-        await speaker.close()
-    finally:
-        await regions.close()
 
 
 def region_of(node: str) -> str:

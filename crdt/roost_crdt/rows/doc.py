@@ -46,7 +46,7 @@ from roost_crdt.rows.layout import (
     doc_prefix,
     erasure_part,
 )
-from roost_crdt.rows.set import cleared_of
+from roost_crdt.rows.set import cleared_of, expiring_head
 from roost_crdt.rows.wire import U64, decoder
 from roost_crdt.yplaces import Runs, runs_by_client
 from roost_crdt.ystructs import delete_update, read_structs
@@ -257,10 +257,7 @@ def expire(rows: Rows, stamp: Stamp, expires_ms: int) -> Delta:
 
     The caller checks first that it exists: a later time would show again what has expired.
     """
-    if not exists(rows, 0):
-        return {}
-    head = rows.get(HEAD)
-    return {HEAD: (head[0] if head else (), *new_expiry(rows, stamp, expires_ms))}
+    return expiring_head(rows, stamp, expires_ms) if exists(rows, 0) else {}
 
 
 def first_row(birth: int, lowest: int, owner: bytes, found: Sequence[bytes]) -> Row:

@@ -140,6 +140,12 @@ def cleared_of(rows: Rows) -> dict[int, int]:
     return {} if head is None else dict(head[0])
 
 
+def expiring_head(rows: Rows, stamp: Stamp, expires_ms: int) -> Delta:
+    """The head row of a set or a document, with an expiry set at `stamp`."""
+    head = rows.get(HEAD)
+    return {HEAD: (head[0] if head else (), *new_expiry(rows, stamp, expires_ms))}
+
+
 def is_present(row: Row, cleared: Mapping[int, int]) -> bool:
     """Whether some add of the element is neither removed nor cleared."""
     return any(add > rem and add > cleared.get(actor, 0) for actor, add, rem in row[1])
@@ -200,10 +206,7 @@ def expire(rows: Rows, stamp: Stamp, expires_ms: int) -> Delta:
 
     The caller checks first that it exists: a later time would show again what has expired.
     """
-    if not exists(rows, 0):
-        return {}
-    head = rows.get(HEAD)
-    return {HEAD: (head[0] if head else (), *new_expiry(rows, stamp, expires_ms))}
+    return expiring_head(rows, stamp, expires_ms) if exists(rows, 0) else {}
 
 
 def exists(rows: Rows, now_ms: int) -> bool:
