@@ -273,13 +273,20 @@ def _content(reader: _Reader, content: int) -> int:
 
 
 def _deletes(reader: _Reader, found: Structs) -> None:
+    seen: set[int] = set()
     for _ in range(reader.varint()):
         client = reader.varint()
+        if client in seen or client > CLIENT_MAX:
+            raise _odd(reader.at)
+        seen.add(client)
+        end = 0
         for _ in range(reader.varint()):
             clock, length = reader.varint(), reader.varint()
-            if clock + length > CLOCK_MAX or client > CLIENT_MAX:
+            # yrs loses deletions that are out of order when it merges updates.
+            if clock < end or clock + length > CLOCK_MAX:
                 raise _odd(reader.at)
-            found.deletes.append(Range(client, clock, clock + length))
+            end = clock + length
+            found.deletes.append(Range(client, clock, end))
 
 
 def _opens_deeper(text: bytes, levels: int) -> bool:

@@ -50,6 +50,16 @@ def test_only_what_is_new_is_kept() -> None:
     assert admit(rows, made[2], 0, BOB), "anybody may delete"
 
 
+def test_the_same_state_once_more_is_nothing() -> None:
+    """Deletions too, though merging does not always give the same bytes."""
+    for update in (whole_update(), document.merge([whole_update(77), whole_update(88)])):
+        rows = _written(update)
+        assert admit(rows, update, 0, BOB) == b""
+        assert admit(rows, b"\0\1\x4d\2\1\1\x13\1", 0, BOB) == b""
+        assert admit(rows, b"\0\1\x4d\1\1\2", 0, BOB), "one of two clocks was deleted"
+        assert admit(rows, b"\0\1\x4d\1\3\0", 0, BOB) == b"", "no clock at all"
+
+
 def test_an_update_that_builds_on_what_is_missing_is_refused() -> None:
     yjs = _client(7)
     made = updates_of(yjs)
