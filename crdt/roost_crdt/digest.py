@@ -24,6 +24,7 @@ from roost_crdt.rows.layout import (
     TYPE_MAP,
     TYPE_REGISTER,
     TYPE_SET,
+    VALUE,
     Delta,
     Row,
     Rows,
@@ -66,6 +67,16 @@ def contribution(type_code: int, key: bytes, rows: Rows) -> Contribution:
     if type_code == TYPE_DOC:
         return _sum(type_code, key, _shown(rows), rows.get(HEAD))
     return _sum(type_code, key, rows, rows.get(HEAD))
+
+
+def register_amount(key: bytes, row: Row) -> int:
+    """What the row of a register adds: to the hour of its expiry `row[6]`, without one to the
+    bucket of its key. 0: nothing, it is dead."""
+    if row[2] == KIND_DEAD:
+        return 0
+    hashed = _HASH.copy()
+    hashed.update(encode((TYPE_REGISTER, key, VALUE, row[2], row[3], row[6])))
+    return int.from_bytes(hashed.digest(), "big")
 
 
 def change(type_code: int, key: bytes, before: Rows, delta: Delta) -> Contribution:
@@ -119,9 +130,9 @@ def _elements(
 ) -> Iterator[tuple[int, int]]:
     """Hash and expiry of each live element under a head, without regard to the time."""
     if type_code == TYPE_REGISTER:
-        for part, row in rows.items():
+        for row in rows.values():
             if row[2] != KIND_DEAD:
-                yield _hash((type_code, key, part, row[2], row[3], row[6])), row[6]
+                yield register_amount(key, row), row[6]
         return
     whole_ms: int = head[-1] if head else 0
     cleared = dict(head[0]) if head and type_code == TYPE_SET else {}

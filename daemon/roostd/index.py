@@ -29,7 +29,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -59,11 +59,15 @@ META_OWN = frozenset(
 PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies".split())
 """Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema."""
 _SCAN_ROWS_MAX = 1_000
-_PUT_ROWS = 64
+_PUT_ROWS = 32
 _CRC = Struct(">I")
 
 Writes = Iterable[tuple[bytes, bytes | None]]
 """Key and value in key order; None deletes."""
+
+
+def _yield() -> None:
+    time.sleep(0)
 
 
 def u64(value: int) -> bytes:
@@ -281,16 +285,19 @@ class Index:
 
     # Writing
 
-    def write(self, rows: Writes, items: Mapping[int, Writes]) -> None:
+    def write(
+        self, rows: Writes, items: Mapping[int, Writes], give_way: Callable[[], None] = _yield
+    ) -> None:
         """One synced transaction: rows, then the databases of `items` (kind -> writes).
 
+        `give_way` is called every so many rows, to let other threads have the interpreter.
         Raises lmdb.Error (`is_disk_error`: a full map, a full or failing disk); then nothing is
         changed.
         """
         with self._env.begin(write=True) as txn:
-            _put(txn, self._rows, rows)
+            _put(txn, self._rows, rows, give_way)
             for kind, writes in items.items():
-                _put(txn, self._kinds[kind], sealed_pairs(kind, writes))
+                _put(txn, self._kinds[kind], sealed_pairs(kind, writes), give_way)
 
     def write_stored(self, items: Mapping[int, Writes]) -> None:
         """The same for pairs that are in their stored form."""
@@ -360,14 +367,16 @@ def sealed_pairs(kind: int, writes: Writes) -> Writes:
             yield key, _CRC.pack(_crc_of(kind, key, value)) + value
 
 
-def _put(txn: lmdb.Transaction, db: Any, writes: Writes) -> None:
+def _put(
+    txn: lmdb.Transaction, db: Any, writes: Writes, give_way: Callable[[], None] = _yield
+) -> None:
     gone: list[bytes] = []
     pairs = iter(writes)
     with txn.cursor(db) as cursor:
         while chunk := list(itertools.islice(pairs, _PUT_ROWS)):
             cursor.putmulti([(key, value) for key, value in chunk if value is not None])
             gone.extend(key for key, value in chunk if value is None)
-            time.sleep(0)  # lets the node's thread have the interpreter
+            give_way()
     for key in gone:
         txn.delete(key, db=db)
 

@@ -29,8 +29,9 @@ _RETRY_S = 0.25
 _REAP_S = 60.0
 _DISK_LOW_BYTES = 16 << 20
 """With less free, an error of the disk is taken for a full one, which may pass."""
-_CHUNK_ROWS = 64
+_CHUNK_ROWS = 32
 """Rows after which the thread lets the node's thread have the interpreter."""
+_PAUSE_S = 0.0005
 
 BUCKET_PREFIX = b"digest/"
 _GROUP_BUCKETS = 64
@@ -109,6 +110,7 @@ class Applier:
         self._index = index
         self._vv = dict(vv)
         self._buckets = list(buckets)
+        self._groups = _packed(buckets)
         self._hours = dict(hours)
         self._interval_s = interval_ms / 1000
         self._keys_max = keys_max
@@ -184,6 +186,14 @@ class Applier:
                 self.failed = RuntimeError("the thread that applies the log died")
                 self._idle.set()
 
+    def _give_way(self) -> None:
+        """Let the node's thread have the interpreter; one that only yields gets it right back.
+
+        Far behind, or asked to hurry, applying is what everybody waits for.
+        """
+        hurried = self._stopping or self._hurry.is_set() or len(self._queue) > 1
+        time.sleep(0 if hurried else _PAUSE_S)
+
     def _tight(self) -> bool:
         """Whether room has to be looked at again without being asked."""
         return self.room.used * 2 > self._index.size_max or self.room.disk_free < 1 << 30
@@ -233,7 +243,7 @@ class Applier:
         change = _DigestChange()
         for at in range(0, len(names), _CHUNK_ROWS):
             self._digest_chunk(change, batch.rows, names, at)
-            time.sleep(0)  # lets the node's thread have the interpreter
+            self._give_way()
         buckets = {
             at: (self._buckets[at] + amount) % digest.MODULUS
             for at, amount in change.buckets.items()
@@ -247,7 +257,8 @@ class Applier:
             kind: sorted(pairs.items()) for kind, pairs in batch.items.items()
         }
         meta = items.setdefault(logformat.KIND_META, [])
-        meta.extend(_bucket_groups(self._buckets, buckets))
+        groups = _repacked(self._groups, buckets)
+        meta.extend((_group_name(group), raw) for group, raw in groups.items())
         meta.extend(_hour_pairs(hours))
         meta.extend(
             [
@@ -258,9 +269,11 @@ class Applier:
                 (b"position", msgspec.msgpack.encode(tuple(batch.position))),
             ]
         )
-        self._index.write(((name, sealed_row(name, batch.rows[name])) for name in names), items)
+        rows = ((name, sealed_row(name, batch.rows[name])) for name in names)
+        self._index.write(rows, items, self._give_way)
         for at, amount in buckets.items():
             self._buckets[at] = amount
+        self._groups.update(groups)
         self._hours.update(hours)
         self._vv = vv
         return Applied(batch, buckets, hours)
@@ -294,15 +307,14 @@ class Applier:
     def _digest_register(
         self, change: _DigestChange, name: bytes, row: Row, sealed: bytes | None
     ) -> None:
-        key, part = name[: -1 - len(VALUE)], VALUE
+        key = name[: -1 - len(VALUE)]
         if sealed is not None:
-            before = self._unsealed(name, part, sealed)
+            before = self._unsealed(name, VALUE, sealed)
             if before == row:
                 return
             if before is not None:
-                old = digest.contribution(TYPE_REGISTER, key, {part: before})
-                change.add(key, old, -1)
-        change.add(key, digest.contribution(TYPE_REGISTER, key, {part: row}))
+                change.add_one(key, -digest.register_amount(key, before), before[6])
+        change.add_one(key, digest.register_amount(key, row), row[6])
 
     def _digest_key(self, change: _DigestChange, key: bytes, writes: RowWrites) -> None:
         prefix = key + b"\0"
@@ -352,6 +364,15 @@ class _DigestChange:
         self.buckets: dict[int, int] = {}
         self.hours: dict[int, int] = {}
 
+    def add_one(self, key: bytes, amount: int, expires_ms: int) -> None:
+        """Add what one element adds, negative to take it away."""
+        if expires_ms:
+            hour = expires_ms // digest.HOUR_MS
+            self.hours[hour] = self.hours.get(hour, 0) + amount
+        else:
+            bucket = digest.bucket_of(key)
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + amount
+
     def add(self, key: bytes, amount: digest.Contribution, sign: int = 1) -> None:
         if amount.live:
             bucket = digest.bucket_of(key)
@@ -362,17 +383,28 @@ class _DigestChange:
 
 def digest_pairs(buckets: list[int], hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
     """All sums as meta stores them."""
-    return [*_bucket_groups(buckets, dict(enumerate(buckets))), *_hour_pairs(hours)]
+    groups = ((_group_name(group), raw) for group, raw in _packed(buckets).items())
+    return [*groups, *_hour_pairs(hours)]
 
 
-def _bucket_groups(buckets: list[int], changed: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
-    """The stored groups of buckets that `changed` touches, with what it changes."""
-    found: list[tuple[bytes, bytes | None]] = []
-    for group in sorted({at // _GROUP_BUCKETS for at in changed}):
-        first = group * _GROUP_BUCKETS
-        amounts = (changed.get(at, buckets[at]) for at in range(first, first + _GROUP_BUCKETS))
-        found.append((_group_name(group), b"".join(map(_amount, amounts))))
-    return found
+def _packed(buckets: list[int]) -> dict[int, bytes]:
+    """Group -> its buckets as they are stored."""
+    return {
+        first // _GROUP_BUCKETS: b"".join(map(_amount, buckets[first : first + _GROUP_BUCKETS]))
+        for first in range(0, digest.BUCKETS, _GROUP_BUCKETS)
+    }
+
+
+def _repacked(groups: dict[int, bytes], changed: dict[int, int]) -> dict[int, bytes]:
+    """Those groups that `changed` touches, with what it changes."""
+    found: dict[int, bytearray] = {}
+    for at, amount in changed.items():
+        group, place = divmod(at, _GROUP_BUCKETS)
+        raw = found.get(group)
+        if raw is None:
+            raw = found[group] = bytearray(groups[group])
+        raw[place * _AMOUNT_BYTES : (place + 1) * _AMOUNT_BYTES] = _amount(amount)
+    return {group: bytes(found[group]) for group in sorted(found)}
 
 
 def _group_name(group: int) -> bytes:
