@@ -37,7 +37,7 @@ def _status(out: Console, found: dict[str, Any]) -> None:
     print_table(out, ("", ""), facts)
     links = found.get("links") or []
     if links:
-        rows = [[link.get(column) for column in LINK_COLUMNS] for link in links]
+        rows = [[_line(link.get(column)) for column in LINK_COLUMNS] for link in links]
         print_table(out, LINK_COLUMNS, rows, "links")
     else:
         out.print("\nno links")
@@ -48,6 +48,8 @@ def _line(value: Any) -> str:
         return "  ".join(f"{name} {_line(part)}" for name, part in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(map(_line, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
     return "-" if value is None else str(value)
 
 

@@ -404,7 +404,8 @@ class Keys:
         if size > self._limits.value_bytes_max:
             raise TooLarge(
                 f"{_shown(key)}: a value of {size} bytes is over limits.value_max "
-                f"({self._limits.value_bytes_max} bytes)"
+                f"({self._limits.value_bytes_max} bytes)",
+                limit=self._limits.value_bytes_max,
             )
 
     def _check_field(self, key: bytes, name: bytes) -> None:
