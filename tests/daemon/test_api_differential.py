@@ -7,10 +7,7 @@ string at a counter, NX and XX on eventually-global keys, and the order of unord
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from typing import Any
 import hiredis
 import pytest
 import pytest_asyncio
-from api_node import Client, free_port, served
+from api_node import Client, served
+from redis_server import running_redis
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -185,28 +183,9 @@ def plain(args: Args, reply: Any) -> Any:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Client, Client]]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("redis-server is not installed: nothing to compare with")
     place: Path = tmp_path_factory.mktemp("redis")
-    port = free_port()
-    process = subprocess.Popen(
-        [binary, "--port", str(port), "--save", "", "--dir", str(place)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        async with served(place / "node") as node:
-            async with asyncio.timeout(10):
-                while True:
-                    with contextlib.suppress(OSError):
-                        redis = await Client.connect(port)
-                        break
-                    await asyncio.sleep(0.05)
-            yield await node.client(), redis
-            await redis.close()
-    finally:
-        process.terminate()
-        process.wait(10)
+    async with running_redis(place) as redis, served(place / "node") as node:
+        yield await node.client(), redis
 
 
 async def empty(ours: Client, redis: Client) -> None:

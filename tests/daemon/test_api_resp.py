@@ -297,6 +297,11 @@ async def test_counters(client: Client) -> None:
     assert await client.do("HINCRBY", "cmap:a", "f", -2) == 3
     assert await client.do("HGETALL", "cmap:a") == [b"f", b"3"]
     assert await client.do("HINCRBYFLOAT", "cmap:a", "f", "2") == b"5"
+    assert await client.do("HINCRBYFLOAT", "cmap:a", "f", "-2.0e0") == b"3"
+    refused = await client.do("HINCRBYFLOAT", "cmap:a", "f", "0.5")
+    assert "UNSUPPORTED" in str(refused)
+    assert "INCRBYFLOAT on a counter with float = true" in str(refused)
+    assert await client.do("HGET", "cmap:a", "f") == b"3"
 
 
 async def test_linearizable_keys(client: Client) -> None:

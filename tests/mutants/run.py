@@ -9,8 +9,8 @@ texts of errors are left alone. It is killed when a test fails (its module's own
 then the laws, the oracle and the records). What lives is printed with its place: either a test is
 missing, or nobody could tell the difference, and `EQUIVALENT` says why.
 
-Each mutant runs in a process forked before the core is imported, which reads the mutated source
-in place of the file; no file is changed.
+Each mutant runs in a process forked when the tests have been collected and have passed once; there
+the function gets its changed code. No file is changed.
 """
 
 from __future__ import annotations
@@ -18,28 +18,42 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import importlib
+import inspect
 import os
+import resource
 import signal
 import sys
 import time
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import hypothesis
 import msgspec
 import pytest
+
+from roost_crdt.rows.layout import TYPE_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS = ROOT / "crdt" / "roost_crdt" / "rows"
 TESTS = ROOT / "tests" / "crdt"
 LATER = ("test_rows.py", "test_rows_laws.py", "test_rows_oracle.py", "test_record.py")
 LATER += ("test_values.py", "test_digest.py")
-SECONDS_MAX = 120
-"""A mutant that loops is killed too."""
+PART_OF = {
+    "counter.py": ("counter", "map", "doc"),
+    "doc.py": ("doc",),
+    "leaf.py": ("register", "set", "map"),
+    "map.py": ("map",),
+    "rate.py": ("rate",),
+    "register.py": ("register",),
+    "set.py": ("set", "doc"),
+}
+"""Types that a module has a part in, where not in all."""
+SECONDS_MAX = 300
+"""Of processor time: a mutant that loops is killed too, and a busy machine kills none."""
+BYTES_MAX = 4 << 30
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -183,57 +197,70 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             yield Mutant(path.name, function, line, lines[line - 1].strip(), change, source)
 
 
-class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds one module and loads another source for it."""
-
-    def __init__(self, name: str, path: Path, source: str) -> None:
-        self._name, self._path, self._source = name, path, source
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self._name:
-            return None
-        places = [str(self._path.parent)] if self._path.name == "__init__.py" else None
-        spec = importlib.machinery.ModuleSpec(name, self, origin=str(self._path))
-        spec.submodule_search_locations = places
-        return spec
-
-    def exec_module(self, module: Any) -> None:
-        exec(compile(self._source, str(self._path), "exec"), module.__dict__)
-
-
 def tests_for(file: str) -> list[str]:
+    """Paths of the tests that may notice a change in a module, its own ones first."""
     stem = "" if file == "__init__.py" else file.removesuffix(".py")
     own = sorted(TESTS.glob(f"test_rows_{stem}*.py")) if stem else []
     later = [TESTS / name for name in LATER]
     return [str(path) for path in dict.fromkeys([*own, *later])]
 
 
-def try_out(mutant: Mutant, *, loud: bool = False) -> int:
-    """Fork, import the mutant, run the tests; the child's pid. Exit status 0: it lives."""
+def chosen_items(items: Sequence[pytest.Item], file: str) -> list[pytest.Item]:
+    """The tests for a module in their order, without those of types that it has no part in."""
+    order = {path: at for at, path in enumerate(tests_for(file))}
+    concerned = PART_OF.get(file, tuple(TYPE_NAMES.values()))
+    found = []
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")  # type: ignore[attr-defined]
+        of_another_type = name in TYPE_NAMES.values() and name not in concerned
+        if str(item.path) in order and not of_another_type:
+            found.append(item)
+    return sorted(found, key=lambda item: order[str(item.path)])
+
+
+def apply(mutant: Mutant) -> None:
+    """Give the function the mutant's code; whoever has imported it has it too."""
+    name = "roost_crdt.rows" + ("" if mutant.file == "__init__.py" else f".{mutant.file[:-3]}")
+    function = inspect.unwrap(getattr(importlib.import_module(name), mutant.function))
+    assert inspect.isfunction(function)
+    module = compile(mutant.source, str(ROWS / mutant.file), "exec")
+    (code,) = (
+        const
+        for const in module.co_consts
+        if isinstance(const, types.CodeType) and const.co_name == mutant.function
+    )
+    function.__code__ = code
+
+
+def passes(items: Sequence[pytest.Item]) -> bool:
+    """Run tests up to the first that fails."""
+    session = items[0].session
+    for at, item in enumerate(items):
+        following = items[at + 1] if at + 1 < len(items) else None
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return False
+    return True
+
+
+def try_out(mutant: Mutant, items: Sequence[pytest.Item]) -> int:
+    """Fork, change the function, run the tests; the child's pid. Exit status 0: it lives."""
     pid = os.fork()
     if pid:
         return pid
-    if not loud:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-    signal.alarm(SECONDS_MAX)
-    name = "roost_crdt.rows" + ("" if mutant.file == "__init__.py" else f".{mutant.file[:-3]}")
-    sys.meta_path.insert(0, _Mutated(name, ROWS / mutant.file, mutant.source))
-    os.chdir(ROOT)
     status = 1
     try:
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        status = int(pytest.main([*options, *tests_for(mutant.file)]))
+        plugins = items[0].config.pluginmanager
+        plugins.unregister(name="terminalreporter")
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES_MAX, BYTES_MAX))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS_MAX)
+        apply(mutant)
+        status = 0 if passes(items) else 1
     finally:
-        if sys.exc_info()[1] is not None:
-            sys.excepthook(*sys.exc_info())
-        sys.stdout.flush()
         os._exit(status)
 
 
-def hunt(mutants: Sequence[Mutant], workers: int) -> list[Mutant]:
+def hunt(mutants: Sequence[Mutant], items: Sequence[pytest.Item], workers: int) -> list[Mutant]:
     """Try all out, a few at a time; those that live."""
     running: dict[int, Mutant] = {}
     alive: list[Mutant] = []
@@ -242,25 +269,42 @@ def hunt(mutants: Sequence[Mutant], workers: int) -> list[Mutant]:
     while waiting or running:
         while waiting and len(running) < workers:
             mutant = waiting.pop()
-            running[try_out(mutant)] = mutant
+            running[try_out(mutant, items)] = mutant
         pid, status = os.wait()
         mutant = running.pop(pid)
         if status == 0:
             alive.append(mutant)
             why = EQUIVALENT.get((mutant.text, mutant.change), "a test is missing?")
-            print(f"alive: rows/{mutant.file}:{mutant.line} {mutant.change} ({why})")
+            print(f"alive: rows/{mutant.file}:{mutant.line} {mutant.change} ({why})", flush=True)
         done = len(mutants) - len(waiting) - len(running)
         if done % 50 == 0:
             print(f"{done} of {len(mutants)} after {time.monotonic() - began_s:.0f} s", flush=True)
     return alive
 
 
-def check_original(path: Path) -> None:
-    """The tests pass on the module as it is; else every mutant would seem to be killed."""
-    source = ast.unparse(ast.parse(path.read_text()))
-    _, status = os.waitpid(try_out(Mutant(path.name, "", 0, "", "", source), loud=True), 0)
-    if status:
-        sys.exit(f"rows/{path.name}: its tests fail without any mutant")
+class Hunter:
+    """A plugin of pytest: what it has collected and warmed up is forked for each mutant."""
+
+    def __init__(self, paths: Sequence[Path], every: int, workers: int) -> None:
+        self.paths, self.every, self.workers = paths, every, workers
+        self.total = self.killed = 0
+        self.tried = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if not passes(session.items):
+            return True  # every mutant would seem to be killed
+        self.tried = True
+        for path in self.paths:
+            chosen = list(mutants_of(path))[:: self.every]
+            alive = hunt(chosen, chosen_items(session.items, path.name), self.workers)
+            equal = [m for m in alive if (m.text, m.change) in EQUIVALENT]
+            count, dead = len(chosen) - len(equal), len(chosen) - len(alive)
+            self.total, self.killed = self.total + count, self.killed + dead
+            print(
+                f"rows/{path.name}: {dead} of {count} killed, {len(equal)} equivalent", flush=True
+            )
+        return True
 
 
 def main() -> int:
@@ -269,25 +313,36 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="only each Nth mutant")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    assert "roost_crdt" not in sys.modules, "mutants have to be imported first"
     print(f"hypothesis {hypothesis.__version__}, msgspec {msgspec.__version__}")
     paths = [
         path
         for path in sorted(ROWS.glob("*.py"))
         if not options.files or path.name in options.files
     ]
-    total = killed = 0
-    for path in paths:
-        check_original(path)
-        chosen = list(mutants_of(path))[:: options.every]
-        alive = hunt(chosen, options.workers)
-        equal = [m for m in alive if (m.text, m.change) in EQUIVALENT]
-        count = len(chosen) - len(equal)
-        dead = len(chosen) - len(alive)
-        total, killed = total + count, killed + dead
-        print(f"rows/{path.name}: {dead} of {count} killed, {len(equal)} equivalent", flush=True)
-    print(f"{killed} of {total} mutants killed ({100 * killed / max(1, total):.1f} %)")
-    return 0 if killed == total else 1
+    # What fails is not made smaller, and nothing is remembered from one mutant to another.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    slow = (hypothesis.HealthCheck.too_slow,)
+    hypothesis.settings.register_profile(
+        "mutants",
+        max_examples=60,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=slow,
+    )
+    os.chdir(ROOT)
+    hunter = Hunter(paths, options.every, options.workers)
+    arguments = ["-q", "-p", "no:cacheprovider", "--timeout=0"]
+    arguments += ["--hypothesis-seed=0", "--hypothesis-profile=mutants"]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    arguments += dict.fromkeys(test for path in paths for test in tests_for(path.name))
+    status = pytest.main(arguments, plugins=[hunter])
+    if not hunter.tried:
+        print("the tests fail without any mutant")
+        return int(status) or 1
+    share = 100 * hunter.killed / max(1, hunter.total)
+    print(f"{hunter.killed} of {hunter.total} mutants killed ({share:.1f} %)")
+    return 0 if hunter.killed == hunter.total else 1
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 INT64_MIN = -(1 << 63)
 INT64_MAX = (1 << 63) - 1
@@ -11,7 +11,14 @@ SCALE = 10**9
 """A float counter counts in units of 1e-9."""
 
 _INTEGER = re.compile(rb"(?:0|-?[1-9][0-9]{0,18})\Z")
-_FLOAT = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?\Z")
+_FLOAT = re.compile(rb"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?)0*([0-9]+))?\Z")
+_FLOAT_BYTES = 5 * 1024
+"""Redis reads no longer ones."""
+_FLOAT_MAX = Decimal("1.1897314953572317650e+4932")
+_FLOAT_MIN = Decimal("1.8225997659412373013e-4951")
+"""What 80-bit floating point can hold: the largest, and the smallest that is not rounded to 0."""
+_UNIT = Decimal("1e-9")
+_EXACT = Context(prec=2 * _FLOAT_BYTES)
 _INFINITE = re.compile(rb"[+-]?inf(?:inity)?\Z", re.I)
 
 
@@ -30,22 +37,31 @@ def parse_int(text: bytes) -> int:
 
 
 def parse_scaled(text: bytes) -> int:
-    """A decimal number in units of 1e-9, rounded half to even at the ninth place."""
+    """A decimal number in units of 1e-9, rounded half to even at the ninth place.
+
+    What Redis refuses as no float is refused with its words: what 80 bits cannot hold, too.
+    """
     if _INFINITE.match(text):
         raise NotANumber("increment would produce NaN or Infinity")
-    if len(text) > 256 or not _FLOAT.match(text):
+    found = _FLOAT.match(text) if len(text) < _FLOAT_BYTES else None
+    if found is None:
         raise NotANumber("value is not a valid float")
-    return scale(Decimal(text.decode()))
+    mantissa, sign, digits = (part or b"" for part in found.groups())
+    value = Decimal(mantissa.decode())
+    if not value:
+        return 0
+    exponent = int(digits[:6] or 0) * (-1 if sign == b"-" else 1)
+    if not _FLOAT_MIN <= abs(value := value.scaleb(exponent, _EXACT)) <= _FLOAT_MAX:
+        raise NotANumber("value is not a valid float")
+    return scale(value)
 
 
 def scale(value: Decimal) -> int:
     """A decimal number in units of 1e-9; NotANumber beyond +-9,223,372,036."""
     if not value.is_finite() or value.adjusted() > 10:
         raise NotANumber("value is out of range: a float counter holds up to 9223372036")
-    try:
-        scaled = int((value * SCALE).to_integral_value(ROUND_HALF_EVEN))
-    except InvalidOperation:
-        raise NotANumber("value is not a valid float") from None
+    # Rounded once: a product would be cut to 28 digits before.
+    scaled = int(value.quantize(_UNIT, ROUND_HALF_EVEN, _EXACT).scaleb(9, _EXACT))
     if not INT64_MIN <= scaled <= INT64_MAX:
         raise NotANumber("value is out of range: a float counter holds up to 9223372036")
     return scaled

@@ -129,18 +129,8 @@ def hdel(conn: Connection, args: list[bytes]) -> Reply:
 @command("HINCRBY", 4, "write", ONE_KEY, _GROUP, 'Adds where the policy says fields = "counter".')
 def hincrby(conn: Connection, args: list[bytes]) -> Reply:
     by = numbers.parse_int(args[3])
-    policy = _to_write(conn, args[1])
-    if policy.float_:
-        by *= numbers.SCALE
-        if (_count(conn, args[1], args[2])) % numbers.SCALE:
-            raise RespError("ERR hash value is not an integer")
-    value = _add(conn, args[1], args[2], by)
-    return encode.integer(value // numbers.SCALE if policy.float_ else value)
-
-
-def _count(conn: Connection, key: bytes, field: bytes) -> int:
-    value = conn.node.keys.field(key, field)
-    return value if isinstance(value, int) else 0
+    _to_write(conn, args[1])
+    return encode.integer(_add(conn, args[1], args[2], by))
 
 
 def _add(conn: Connection, key: bytes, field: bytes, by: int) -> int:
@@ -158,14 +148,13 @@ def _add(conn: Connection, key: bytes, field: bytes, by: int) -> int:
 def hincrbyfloat(conn: Connection, args: list[bytes]) -> Reply:
     by = numbers.parse_scaled(args[3])
     policy = _to_write(conn, args[1])
-    if not policy.float_:
-        if by % numbers.SCALE and policy.counter_fields:
-            raise Unsupported(
-                f"HINCRBYFLOAT by a fraction on whole counters: say float = true in policy "
-                f"{policy.name}"
-            )
-        by //= numbers.SCALE
-    return encode.bulk(numbers.count_text(_add(conn, args[1], args[2], by), policy.float_))
+    whole, fraction = divmod(by, numbers.SCALE)
+    if fraction and policy.counter_fields:
+        raise Unsupported(
+            f"HINCRBYFLOAT by a fraction: the fields of policy {policy.name} count whole numbers; "
+            "use INCRBYFLOAT on a counter with float = true, one key for each field"
+        )
+    return encode.bulk(b"%d" % _add(conn, args[1], args[2], whole))
 
 
 @command("HGET", 3, "read", ONE_KEY, _GROUP, "One field.")
