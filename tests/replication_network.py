@@ -193,7 +193,7 @@ class Network:
     def put(self, name: str, key: bytes, value: bytes) -> Record:
         store = self.stores[name]
         record, raw = store.put(key, value, self.now_ms + self.clocks_ms[name])
-        self.replicas[name].committed(record, raw, self.now_ms)
+        self.replicas[name].committed(record, raw)
         self._collect(name)
         return record
 

@@ -33,8 +33,9 @@ class Hlc:
 
     def tick(self, now_ms: int) -> int:
         """A new hlc, above every earlier one; a full counter runs into the next millisecond."""
-        self.last = max(self.last + 1, hlc_from_ms(now_ms))
-        return self.last
+        hlc, after = now_ms << 16, self.last + 1
+        self.last = hlc = hlc if hlc > after else after
+        return hlc
 
     def observe(self, hlc: int) -> None:
         """Never fall below an hlc seen elsewhere."""

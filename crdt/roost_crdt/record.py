@@ -24,6 +24,8 @@ HASH_BYTES: Final = 16
 CHAIN_START: Final = bytes(HASH_BYTES)
 """The chain of an actor that has written nothing."""
 
+_RECORD_HASH = blake2b(digest_size=HASH_BYTES, person=b"roost-record")
+_CHAIN_HASH = blake2b(digest_size=HASH_BYTES, person=b"roost-chain")
 _BODY_BYTES_MAX = DEFAULT_LIMITS.body_bytes_max
 
 
@@ -114,13 +116,17 @@ def coalesce(records: Sequence[Record]) -> Record:
 
 def record_hash(raw: bytes) -> bytes:
     """16 bytes that name a record in its actor's chain."""
-    return blake2b(raw, digest_size=HASH_BYTES, person=b"roost-record").digest()
+    hashed = _RECORD_HASH.copy()  # a third quicker than one with its parameters
+    hashed.update(raw)
+    return hashed.digest()
 
 
 def chain_next(chain: bytes, hash_of_record: bytes) -> bytes:
     """The chain after one more record. Over hashes, so that a payload can be blanked."""
     assert len(chain) == len(hash_of_record) == HASH_BYTES
-    return blake2b(chain + hash_of_record, digest_size=HASH_BYTES, person=b"roost-chain").digest()
+    hashed = _CHAIN_HASH.copy()
+    hashed.update(chain + hash_of_record)
+    return hashed.digest()
 
 
 def _joined(mine: Row, theirs: DecodedRow) -> Row:

@@ -178,7 +178,7 @@ class Node:
 
     def write(self, key: bytes, type_code: int, delta: Delta, stamp: tuple[int, int]) -> Record:
         record = self.store.commit(stamp, [(key, type_code, delta)])
-        self.replica.committed(record, self.store.last_raw, self._now())
+        self.replica.committed(record, self.store.last_raw)
         self.wake()
         return record
 

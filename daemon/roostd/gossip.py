@@ -119,8 +119,9 @@ class Gossip:
 
     def committed(self, record: Record, raw: bytes) -> None:
         """A record of this node entered its log; it is sent once it is durable."""
-        self.replica.committed(record, raw, self._now())
-        self._schedule()
+        self.replica.committed(record, raw)
+        if self._links:
+            self._schedule()
 
     def send_session(self, peer: str, payload: bytes) -> bool:
         """Queue session bytes, behind a flush; False without a link or room in its window."""

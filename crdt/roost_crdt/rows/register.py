@@ -11,7 +11,7 @@ from __future__ import annotations
 from roost_crdt.hlc import Stamp
 from roost_crdt.rows.expiry import NO_EXPIRY
 from roost_crdt.rows.layout import VALUE, Delta, Row, Rows, StampReused
-from roost_crdt.rows.leaf import KIND_DEAD, Leaf, check_leaf, kind_and_bytes, leaf_from
+from roost_crdt.rows.leaf import KIND_BYTES, KIND_DEAD, Leaf, check_leaf, kind_and_bytes, leaf_from
 from roost_crdt.rows.wire import U64, Millis, SmallInt, decoder
 
 _decode = decoder(tuple[U64, U64, SmallInt, bytes, U64, U64, Millis])
@@ -54,6 +54,8 @@ def put(rows: Rows, value: Leaf, stamp: Stamp, expires_ms: int = 0) -> Delta:
     """Write `value`; a former expiry ends. `expires_ms` is wall milliseconds, 0 = never."""
     _assert_later(rows, stamp)
     assert expires_ms >= 0
+    if not expires_ms and type(value) is bytes:
+        return {VALUE: (*stamp, KIND_BYTES, value, 0, 0, 0)}
     expiry = (*stamp, expires_ms) if expires_ms else NO_EXPIRY
     return {VALUE: (*stamp, *kind_and_bytes(value), *expiry)}
 

@@ -30,11 +30,8 @@ class FaceMetrics(Collector):
         self.protocol_faults = 0
         self.watchers = 0
         self.resp_latency = Histogram()
+        """From the bytes that asked to the replies that left together."""
         self.http_latency = Histogram()
-
-    def observe(self, replies: int, seconds: float) -> None:
-        """Replies that left together, `seconds` after the bytes that asked for them."""
-        self.resp_latency.add(seconds, replies)
 
     def count_error(self, code: str) -> None:
         self.errors[code] = self.errors.get(code, 0) + 1

@@ -29,10 +29,16 @@ class Clock:
         self._expected = expected
         self._clock = WallClock(wall_ms(), boot_ms(), offset_max_ms=limits.clock_offset_max_ms)
         self._said = False
+        self._read = (-1, 0)
 
     def now_ms(self) -> int:
         """Wall-clock milliseconds."""
-        return self._clock.read(self._wall_ms(), self._boot_ms())
+        wall_ms = self._wall_ms()
+        read_ms, now_ms = self._read
+        if wall_ms != read_ms:  # else the answer is that of a moment ago
+            now_ms = self._clock.read(wall_ms, self._boot_ms())
+            self._read = (wall_ms, now_ms)
+        return now_ms
 
     @property
     def jumped_ms(self) -> int:
@@ -41,11 +47,13 @@ class Clock:
 
     def tick(self, neighbours: Sequence[int]) -> None:
         """Follow a jump that enough neighbours confirm; `neighbours` as WallClock.confirm has."""
+        self._read = (-1, 0)
         self.now_ms()
         jumped_ms = self._clock.jumped_ms
         if self._clock.confirm(neighbours, self._expected):
             log.warning("the clock moved by %+d ms, as the neighbours' clocks confirm", jumped_ms)
             self._said = False
+            self._read = (-1, 0)
         elif jumped_ms and not self._said:
             log.error(
                 "this machine's clock jumped by %+d ms and no neighbour's did: time goes on "

@@ -39,10 +39,16 @@ class Groups:
 
     def on_durable(self, callback: Callable[[], None]) -> None:
         """Call back once when all that is written so far is durable; at once if it is."""
-        if self._store.dirty:
-            self._waiting.append(callback)
-        else:
+        if not self.hold(callback):
             callback()
+
+    def hold(self, callback: Callable[[], None]) -> bool:
+        """Call back once when all that is written so far is durable; False, and no call, if it
+        is already."""
+        if not self._store.dirty:
+            return False
+        self._waiting.append(callback)
+        return True
 
     async def durable(self) -> None:
         """Return when all that is written so far is durable. Raises UnknownOutcome if it failed."""

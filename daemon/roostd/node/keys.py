@@ -61,6 +61,7 @@ class Keys:
         self._policies = policies
         self._now_ms = now_ms
         self._limits = limits
+        self._value_bytes_max = limits.value_bytes_max
         self.collected: Callable[[], bool] = lambda: False
         """Whether dead rows were ever dropped here."""
         self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
@@ -155,14 +156,19 @@ class Keys:
     ) -> None:
         """Set a register. `expires_ms`: None = the policy's ttl, 0 = never."""
         policy = self.policy(key, "register")
-        self._check_value(key, leaf)
+        if len(leaf) > self._value_bytes_max:
+            self._check_value(key, leaf)
         rows = self._rows(policy, key)
         if keep_ttl:
             expires_ms = values.expires_ms(layout.TYPE_REGISTER, rows, self._now_ms())
         elif expires_ms is None:
-            expires_ms = self._policy_expiry(policy)
+            expires_ms = self._policy_expiry(policy) if policy.ttl_ms else 0
         stamp = self._stamp()
-        self._write(key, policy, rows, register.put(rows, leaf, stamp, expires_ms), stamp)
+        delta = register.put(rows, leaf, stamp, expires_ms)
+        if self._batch is None and policy.durability != "standby":
+            self._commit(stamp, ((key, layout.TYPE_REGISTER, delta),), b"")
+        else:
+            self._write(key, policy, rows, delta, stamp)
 
     def incr(self, key: bytes, by: int) -> int:
         """Add to a counter or a rate; the new value (or estimate) here."""
@@ -338,12 +344,16 @@ class Keys:
 
     def take_due(self) -> Due | None:
         """What was written since the last call and has to reach a standby's disk too."""
-        due, self._due = self._due, None
+        due = self._due
+        if due is not None:
+            self._due = None
         return due
 
     # --- inside ---
 
-    def _commit(self, stamp: Stamp, ops: list[tuple[bytes, int, Delta]], due_key: bytes) -> None:
+    def _commit(
+        self, stamp: Stamp, ops: Sequence[tuple[bytes, int, Delta]], due_key: bytes
+    ) -> None:
         record = self._store.commit(stamp, ops)
         self._committed(record)
         if due_key:

@@ -67,6 +67,8 @@ class Node:
         self._ticking: asyncio.Task[None] | None = None
         self._data = str(config.node.data.resolve())
         self._pid_ns = pid_namespace()
+        self._clock_good_ms = -1
+        """When this clock was last found to be one that neighbours follow."""
         self._told: tuple[int, str, tuple[bytes, Mapping[int, int]]] | None = None
 
     # --- life ---
@@ -188,7 +190,7 @@ class Node:
             self.store,
             self._committed,
             lambda: self.policies,
-            self.now_ms,
+            self.clock.now_ms,
             self.limits,
             self._admit,
         )
@@ -409,6 +411,9 @@ class Node:
     def _admit(self) -> None:
         """Refuse own global writes while most neighbours say that this clock is far ahead."""
         self.membership.admit()
+        now_ms = self.clock.now_ms()
+        if now_ms == self._clock_good_ms:
+            return
         if self.gossip.replica.clock_refused():
             ahead_ms = self.gossip.replica.clock_offset_ms()
             raise Busy(
@@ -416,6 +421,7 @@ class Node:
                 "its writes; set the clock, or write at another node",
                 retry_after_ms=1_000,
             )
+        self._clock_good_ms = now_ms
 
     def _committed(self, record: Record) -> None:
         self.gossip.committed(record, self.store.last_raw)

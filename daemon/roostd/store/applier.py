@@ -130,7 +130,8 @@ class Applier:
     def offer(self, batch: Batch) -> None:
         """Apply whole groups, durable in the log, after those offered before."""
         with self._lock:
-            self._idle.clear()
+            if self._idle.is_set():
+                self._idle.clear()
             tail = self._queue[-1] if self._queue else None
             if tail is not None and len(tail.rows) + len(batch.rows) <= self._keys_max:
                 tail.merge(batch)

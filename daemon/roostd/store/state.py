@@ -67,7 +67,7 @@ class State:
 
     def held(self, key: bytes) -> KeyRows:
         """A key's rows from memory or the index, damaged ones left out."""
-        held = self.memory.get(key)
+        held = self.memory.pinned.get(key) or self.memory.get(key)
         if held is None:
             held = self.load(key)
             self.memory.add(key, held)
@@ -101,35 +101,36 @@ class State:
         held: KeyRows,
         type_code: int,
         changed: Delta,
-        bodies: Sequence[bytes],
+        ops: Sequence[RowOp],
         seq: int,
     ) -> None:
-        """Put joined rows into memory, pinned, and into the batch for the index."""
+        """Put joined rows into memory, pinned, and into the batch for the index; `ops` are
+        the same rows as they are stored."""
         memory, rows, batch = self.memory, held.rows, self.batch
         if held.seq <= self.applied_seq:
             memory.pin(key, held)
         held.seq = seq
         held.type = type_code
         batch.keys[key] = None
-        prefix = key + b"\0"
         if len(rows) <= 1 and len(changed) == 1 and changed.keys() >= rows.keys():
             # Most keys have one row: its encoded size tells enough.
             ((part, row),) = changed.items()
             rows[part] = row
-            batch.rows[prefix + part] = (type_code, bodies[0], row)
-            memory.grow(held, KEY_BYTES + ROW_BYTES + len(bodies[0]) - held.size)
+            name, _, body = ops[0]
+            batch.rows[name] = (type_code, body, row)
+            memory.grow(held, KEY_BYTES + ROW_BYTES + len(body) - held.size)
             return
         size = 0
-        for (part, row), body in zip(changed.items(), bodies, strict=True):
+        for (part, row), (name, _, body) in zip(changed.items(), ops, strict=True):
             before = rows.get(part)
             size += row_bytes(row) - (0 if before is None else row_bytes(before))
             rows[part] = row
-            batch.rows[prefix + part] = (type_code, body, row)
+            batch.rows[name] = (type_code, body, row)
         memory.grow(held, size)
 
     def join(self, ops: Sequence[RowOp], decoded: Sequence[DecodedRow], seq: int) -> None:
         """Join foreign rows, key by key."""
-        deltas: dict[tuple[bytes, int], tuple[Delta, dict[Part, bytes]]] = {}
+        deltas: dict[tuple[bytes, int], tuple[Delta, dict[Part, RowOp]]] = {}
         for op, (key, part, type_code, row) in zip(ops, decoded, strict=True):
             # Rows of a snapshot may be newer than the vector that comes after them.
             self.clock.observe(row_hlc(type_code, part, row))
@@ -138,7 +139,7 @@ class State:
                 row = _joined(type_code, part, delta[part], row)
                 op = op._replace(body=encode_row(type_code, part, row))
             delta[part] = row
-            raw[part] = op.body
+            raw[part] = op
         for (key, type_code), (delta, raw) in deltas.items():
             held = self.held(key)
             if held.type and held.type != type_code:
@@ -152,11 +153,13 @@ class State:
             if not changed:
                 continue
             held.damaged -= changed.keys()
-            bodies = [
-                raw[part] if row is delta[part] else encode_row(type_code, part, row)
+            stored = [
+                raw[part]
+                if row is delta[part]
+                else raw[part]._replace(body=encode_row(type_code, part, row))
                 for part, row in changed.items()
             ]
-            self.take(key, held, type_code, changed, bodies, seq)
+            self.take(key, held, type_code, changed, stored, seq)
 
     def _quarantine(self, key: bytes, operations: int) -> None:
         if key in self.quarantined or len(self.quarantined) < _QUARANTINED_MAX:
@@ -165,7 +168,8 @@ class State:
     def extend(self, actor: int, hlc: int) -> None:
         """All records of `actor` up to `hlc` are held."""
         self.vv[actor] = self.batch.vv[actor] = hlc
-        self.clock.observe(hlc)
+        if hlc > self.clock.last:
+            self.clock.observe(hlc)
 
     def cover(self, vv: Mapping[int, int]) -> None:
         """Rows are held that cover `vv`."""

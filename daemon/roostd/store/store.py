@@ -291,7 +291,8 @@ class Store:
         anything changes. `shrinks`: a delete, admitted into the reserve of a full store.
         """
         hlc, actor = stamp
-        held = self.vv.get(actor, 0)
+        state = self._state
+        held = state.vv.get(actor, 0)
         assert actor == self.actor
         assert hlc > held
         row_ops: list[RowOp] = []
@@ -299,9 +300,9 @@ class Store:
         for key, type_code, delta in ops:
             prefix = key + b"\0"
             for part, row in delta.items():
-                body = encode_row(type_code, part, row)
-                row_ops.append(RowOp(prefix + part, type_code, body))
-                size += len(prefix) + len(part) + len(body)
+                op = RowOp(prefix + part, type_code, encode_row(type_code, part, row))
+                row_ops.append(op)
+                size += len(op[0]) + len(op[2])
         assert row_ops, "a commit without rows: the caller skips what changes nothing"
         record = Record(actor, hlc, held, tuple(row_ops))
         raw = encode_record(record)
@@ -313,12 +314,12 @@ class Store:
         seq = self._append(logformat.KIND_RECORD, raw, len(row_ops), size, shrinks, actor, hlc)
         self._chain = chain_next(self._chain, record_hash(raw))
         self._log.head = (actor, hlc, self._chain)
-        state, at = self._state, 0
+        at = 0
         for key, type_code, delta in ops:
             if delta:
-                bodies = [op.body for op in row_ops[at : at + len(delta)]]
+                stored = row_ops[at : at + len(delta)]
+                state.take(key, state.held(key), type_code, delta, stored, seq)
                 at += len(delta)
-                state.take(key, state.held(key), type_code, delta, bodies, seq)
         state.extend(actor, hlc)
         self.last_raw = raw
         return record

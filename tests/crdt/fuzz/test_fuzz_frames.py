@@ -136,7 +136,7 @@ def test_frames_decode_or_are_refused() -> None:
 
 def test_greetings_link_up_or_change_nothing() -> None:
     replica = Network(["a"])._replica("a")
-    replica.committed(Record(100, 9, 0, ()), b"", START_MS)
+    replica.committed(Record(100, 9, 0, ()), b"")
 
     def check(raw: bytes) -> None:
         greeting = f.decode_greeting(raw)

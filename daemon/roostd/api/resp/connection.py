@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from roost_crdt.errors import CorruptData, NoAuth, RoostError, TooLarge
 from roost_crdt.policy import Policy
-from roostd.api.caller import ADMIN, Caller
+from roostd.api.caller import ADMIN, KEY_BYTES_MAX, Caller, check_key
 from roostd.api.numbers import NotANumber
 from roostd.api.resp import encode
 from roostd.api.resp.draining import Draining
@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._quiet = False
         self._skip_replies = 0
         self._counts = server.metrics.commands
+        self._latency = server.metrics.resp_latency
         self._reply_bytes_max = server.node.limits.output_bytes_max
         self.closing = False
         self._refused = False
@@ -409,9 +410,8 @@ class Connection(asyncio.Protocol):
                 task = self._await_standby()
                 self._task = asyncio.get_running_loop().create_task(task)
             return
-        if self._out and self.node.pending:
+        if self._out and self.node.groups.hold(self._flush):
             self._held = True
-            self.node.on_durable(self._flush)
         else:
             self._flush()
 
@@ -423,8 +423,7 @@ class Connection(asyncio.Protocol):
         if self._out:
             out, self._out = self._out, []
             self._out_bytes = 0
-            metrics = self.server.metrics
-            metrics.observe(len(out), time.monotonic() - self._received_s)
+            self._latency.add(time.monotonic() - self._received_s, len(out))
             transport.write(b"".join(out) if len(out) > 1 else out[0])
         if (self.closing and self._task is None) or (self._ended and self._idle()):
             if self._refused and not self._ended:
@@ -450,7 +449,9 @@ class Connection(asyncio.Protocol):
 
     def policy(self, key: bytes) -> Policy:
         """The policy of a stored key; NoPolicy, BadRequest."""
-        return self.server.policy(key)
+        if not key or len(key) > KEY_BYTES_MAX or b"\0" in key:
+            check_key(key)
+        return self.node.policies.find(key)
 
     def own(self, key: bytes) -> bytes:
         """A stored key as this client writes it."""
@@ -494,7 +495,4 @@ class Connection(asyncio.Protocol):
 
     def after(self, step: Callable[[], None]) -> None:
         """Run `step` when all written so far is durable."""
-        if self.node.pending:
-            self.node.on_durable(step)
-        else:
-            step()
+        self.node.on_durable(step)

@@ -11,8 +11,7 @@ import stat
 import time
 from pathlib import Path
 
-from roost_crdt.policy import Policy
-from roostd.api.caller import KEY_BYTES_MAX, Caller, check_key
+from roostd.api.caller import Caller
 from roostd.api.metrics import FaceMetrics
 from roostd.api.operations import Operations
 from roostd.api.resp import (  # noqa: F401 - each registers its commands
@@ -109,12 +108,6 @@ class RespServer:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
-
-    def policy(self, key: bytes) -> Policy:
-        """The policy of a stored key; NoPolicy, BadRequest."""
-        if not key or len(key) > KEY_BYTES_MAX or b"\0" in key:
-            check_key(key)
-        return self.node.policies.find(key)
 
     def admit(self, connection: Connection) -> bool:
         """Count a new connection in; False at the bound."""
