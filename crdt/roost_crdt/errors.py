@@ -146,7 +146,14 @@ class Full(RoostError):
 
 
 class PeerError(Exception):
-    """A neighbour broke the protocol; local state is unchanged and the link is cut."""
+    """A neighbour broke the protocol; local state is unchanged and the link is cut.
+
+    `code` is what an ERROR frame says of it: PEER, or ACTOR if it writes as another node does.
+    """
+
+    def __init__(self, text: str, code: str = "PEER") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class CorruptData(Exception):

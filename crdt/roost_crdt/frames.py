@@ -199,6 +199,11 @@ class BucketRows(msgspec.Struct, frozen=True, array_like=True, tag=14):
     more: bool = False
 
 
+SHARED_ACTOR = "ACTOR"
+"""Code of an ERROR: another neighbour of mine writes as your actor. One of you is a clone: take a
+new actor."""
+
+
 class Error(msgspec.Struct, frozen=True, array_like=True, tag=15):
     code: Text
     text: Text
@@ -255,7 +260,7 @@ def decode_greeting(data: bytes) -> Greeting:
     """The first message of a link. An ERROR in its place raises PeerError with its text."""
     frame = _decode(data)
     if isinstance(frame, Error):
-        raise PeerError(f"refused by the neighbour: {frame.code}: {frame.text}")
+        raise PeerError(f"refused by the neighbour: {frame.code}: {frame.text}", frame.code)
     if not isinstance(frame, _GreetingFrame):
         raise PeerError("the first message of a link is not a greeting")
     return frame.greeting

@@ -229,7 +229,8 @@ class Replica:
             raise PeerError(f"{node} greets without an actor")
         for other in self.peers.values():
             if other.greeting.actor == greeting.actor:
-                raise PeerError(f"{node} and {other.node} both write as {greeting.actor:#x}")
+                text = f"{node} and {other.node} both write as {greeting.actor:#x}"
+                raise PeerError(text, f.SHARED_ACTOR)
         self._check_floors(node, greeting)
 
     def _check_floors(self, node: str, greeting: f.Greeting) -> None:
@@ -407,6 +408,9 @@ class Replica:
             case f.Session(payload):
                 self._near.effects.session.append((node, payload))
             case f.Error(code, text):
+                if code == f.SHARED_ACTOR:
+                    held = self.vv.get(self.actor, 0)
+                    self._near.effects.rollbacks.append((node, self.actor, held))
                 self._near.effects.cuts.append((node, f"refused by the neighbour: {code}: {text}"))
 
     def _on_links(self, peer: Peer, links: f.Links) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from roost_crdt.errors import ActorReused, CorruptData, PeerError, RoostError
-from roost_crdt.frames import Greeting, check_identity
+from roost_crdt.frames import SHARED_ACTOR, Greeting, check_identity
 from roost_crdt.peer import LinkState
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
@@ -243,14 +243,20 @@ class Gossip:
         if self.replica.reseeding:
             raise PeerError(f"Reseed: {self.replica.node} is giving up its rows")
         greeting = self.replica.greeting(self._events.head_of(peer))
-        connection, theirs = await wire.dial(
-            url,
-            wire.GOSSIP_PATH,
-            node=peer,
-            greeting=greeting,
-            tls=self._tls,
-            limits=self._limits,
-        )
+        actor = self.replica.actor
+        try:
+            connection, theirs = await wire.dial(
+                url,
+                wire.GOSSIP_PATH,
+                node=peer,
+                greeting=greeting,
+                tls=self._tls,
+                limits=self._limits,
+            )
+        except PeerError as error:
+            if error.code == SHARED_ACTOR and actor == self.replica.actor:
+                self._events.rollback(peer, actor, self.replica.vv.get(actor, 0))
+            raise
         try:
             link = self._adopt(connection, theirs, self.replica.node)
             if link is None:

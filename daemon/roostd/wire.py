@@ -147,7 +147,7 @@ async def end(connection: Connection, reason: str = "", *, code: int = 1000) -> 
 async def refuse(connection: Connection, error: PeerError) -> None:
     """Tell the other side why before cutting the link."""
     try:
-        frame = frames.encode_frame(frames.Error("PEER", str(error)[:2_000]))
+        frame = frames.encode_frame(frames.Error(error.code, str(error)[:2_000]))
         async with asyncio.timeout(CLOSE_S):
             await connection.send(frame)
     except (TimeoutError, ConnectionClosed):

@@ -304,8 +304,19 @@ def test_a_greeting_that_does_not_fit_is_refused(
 def test_one_actor_at_two_neighbours_is_refused() -> None:
     replica = alone()
     replica.link_up("x", greeting(), START_MS)
-    with pytest.raises(PeerError, match="y and x both write as 0x9"):
+    with pytest.raises(PeerError, match="y and x both write as 0x9") as refused:
         replica.link_up("y", greeting(node="y"), START_MS)
+    assert refused.value.code == f.SHARED_ACTOR
+
+
+def test_who_is_told_that_its_actor_is_another_nodes_takes_a_new_one() -> None:
+    replica = alone()
+    replica.link_up("x", greeting(), START_MS)
+    told = f.Error(f.SHARED_ACTOR, "me and y both write as 0x1")
+    replica.receive("x", f.encode_frame(told), START_MS)
+    effects = replica.take_effects()
+    assert effects.rollbacks == [("x", 1, 50)]
+    assert [node for node, _ in effects.cuts] == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from roostd.demo.regions import Regions
 
-POLICIES = """
-[visits]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "counter"
-[tags]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "set"
-[profile]
-readers = "cross-session"
-stale_read_cost = "annoying"
-type = "map"
-"""
-"""Put at the end of a daemon's policies.toml."""
+from .faulty_daemon import why_no_faults
+from .node_kit import Node, neighbours
 
 Start = Callable[..., Awaitable[Regions]]
 
@@ -42,3 +33,31 @@ async def start() -> AsyncIterator[Start]:
     yield start_regions
     for regions in started:
         await regions.close()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
+    """Two nodes that are neighbours, configured."""
+    if reason := why_no_faults():
+        pytest.skip(reason)
+    eu, us = neighbours(tmp_path, ("eu", "us"))
+    with ExitStack() as stack:
+        for node in (eu, us):
+            stack.callback(node.stop)
+        yield eu, us
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MB, if this user may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)

@@ -28,8 +28,21 @@ from click.testing import CliRunner
 
 from roostd.cli.main import main
 
-from .conftest import POLICIES
-
+POLICIES = """
+[visits]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "counter"
+[tags]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "set"
+[profile]
+readers = "cross-session"
+stale_read_cost = "annoying"
+type = "map"
+"""
+"""Put at the end of a daemon's policies.toml."""
 REGISTER = "model_router_weights"
 SOAK = bool(os.environ.get("ROOST_TEST_SOAK"))
 ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
@@ -190,14 +203,30 @@ class FaultyDaemon:
         finally:
             tracer.terminate()
             tracer.stderr.close()
-            tracer.wait()
+            try:
+                tracer.wait(1)
+            except subprocess.TimeoutExpired:
+                # Now and then it waits for ever for threads that it has killed.
+                tracer.kill()
+                tracer.wait()
+
+    def gone(self) -> bool:
+        """Whether it has ended, if only its tracer knows yet."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return True
+        return stat.rpartition(")")[2].split()[0] in ("Z", "X")
 
     def was_struck(self) -> bool:
-        """Whether the process has been killed: True, or goes on: False. Nothing else may be."""
-        try:
-            status = self.process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            return False
+        """Whether the process has been killed: True, or goes on: False. Nothing else may be.
+        Asked when `struck` is over."""
+        deadline = time.monotonic() + 0.3  # its connections end a moment before it does
+        while not self.gone():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        status = self.process.wait(5)
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), f"exit {status}\n{self.text()}"
         return True
 

@@ -8,104 +8,30 @@ acknowledged or shown. ROOST_TEST_SOAK tries every N; else a few.
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import roost
-from roostd.demo.regions import free_ports
 from roostd.store import verify_backup
 
-from .crowd import Ledger, burst
-from .faulty_daemon import SOAK, Client, FaultyDaemon, configure, why_no_faults
+from .crowd import burst
+from .faulty_daemon import SOAK, Client, configure, why_no_faults
+from .node_kit import WAIT_S, Node, alike, linked, until
 
-SIZE = {"ROOST_STORE_SIZE_MAX": "32MiB", "ROOST_STORE_LOG_RETENTION": "4MiB"}
-SEGMENTS_AHEAD = 4
 KILLS = 10_000 if SOAK else 2
 """Of each call."""
-WAIT_S = 20
 
 
 def next_moment(moment: int) -> int:
     return moment + 1 if SOAK else 2 * moment + 1
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not in {WAIT_S} s: {what}"
-        time.sleep(0.02)
-    return found
-
-
-@dataclass
-class Node:
-    """One node that is killed and started again, and what its clients know."""
-
-    home: Path
-    environ: dict[str, str] = field(default_factory=lambda: dict(SIZE))
-    ledger: Ledger = field(default_factory=Ledger)
-    kills: int = 0
-    daemon: FaultyDaemon | None = None
-    actors: set[str] = field(default_factory=set)
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.home}/roost.sock"
-
-    def launch(self) -> FaultyDaemon:
-        self.daemon = FaultyDaemon(self.home, **self.environ)
-        return self.daemon
-
-    def running(self) -> FaultyDaemon:
-        """The daemon, started and checked if it was killed."""
-        if self.daemon is None or self.daemon.process.poll() is not None:
-            daemon = self.launch()
-            assert daemon.ready(), f"it does not start unaided\n{daemon.text()}"
-            with closing(Client(self.home)) as client:
-                self.ledger.check(client)
-            self.actors.add(self.status()["actor"])
-        assert self.daemon is not None
-        return self.daemon
-
-    def status(self) -> dict[str, Any]:
-        with closing(Client(self.home)) as client:
-            found = json.loads(client.ask("ROOST.STATUS")[-1])
-        assert isinstance(found, dict)
-        return found
-
-    def segments(self) -> list[Path]:
-        """The log's files, those that are there and the next ones, and its directory."""
-        log = self.home / "data" / "log"
-        first, *_, last = [0, 0, *sorted(int(path.stem) for path in log.glob("*.seg"))]
-        first = max(first, last - 8)
-        names = range(first, last + SEGMENTS_AHEAD)
-        return [log, *(log / f"{number:016d}.seg" for number in names)]
-
-    def index(self) -> list[Path]:
-        return [self.home / "data" / "index" / "data.mdb"]
-
-    def applied(self) -> bool:
-        try:
-            store = self.status()["store"]
-        except OSError:
-            return True  # it was killed
-        return bool(store["applied_seq"] == store["seq"])
-
-    def stop(self) -> None:
-        if self.daemon is not None:
-            self.daemon.kill()
 
 
 @pytest.fixture
@@ -129,8 +55,8 @@ def sweep(
         daemon = node.running()
         with daemon.struck(call, moment, paths()):
             activity()
-            if not daemon.was_struck():
-                break
+        if not daemon.was_struck():
+            break
         kills += 1
         moment = next_moment(moment)
     node.running()
@@ -237,31 +163,6 @@ def test_backing_up(node: Node, tmp_path: Path) -> None:
 # --- with a neighbour -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
-    """Two nodes that are neighbours, configured."""
-    if reason := why_no_faults():
-        pytest.skip(reason)
-    ports = dict(zip(("eu", "us"), free_ports(2), strict=True))
-    made = []
-    for region, other in (("eu", "us"), ("us", "eu")):
-        neighbour = f"{other}-1=ws://127.0.0.1:{ports[other]}"
-        home = configure(tmp_path / region, "--neighbour", neighbour, region=region)
-        gossip = {"ROOST_LISTEN_GOSSIP": f"127.0.0.1:{ports[region]}"}
-        made.append(Node(home, {**SIZE, **gossip}))
-    with ExitStack() as stack:
-        for node in made:
-            stack.callback(node.stop)
-        yield made[0], made[1]
-
-
-def alike(a: Node, b: Node) -> bool:
-    one, two = a.status(), b.status()
-    vectors = [{k: v for k, v in s["version_vector"].items() if v} for s in (one, two)]
-    applied = all(s["store"]["applied_seq"] == s["store"]["seq"] for s in (one, two))
-    return applied and vectors[0] == vectors[1] and bool(one["digest"] == two["digest"])
-
-
 @pytest.mark.timeout(0 if SOAK else 120)
 def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
     """Killed while it makes its store and takes the snapshot: it goes on where it was."""
@@ -278,8 +179,8 @@ def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
             shutil.rmtree(joiner.home / "data", ignore_errors=True)
             daemon = joiner.launch()
             with daemon.struck(call, moment):
-                until(lambda: not running(joiner) or joined(holder, joiner), "joined")
-                struck = daemon.was_struck()
+                until(lambda: not joiner.alive or joined(holder, joiner), "joined")
+            struck = daemon.was_struck()
             joiner.running()
             until(lambda: alike(holder, joiner), f"alike after a kill at {call} {moment}")
             if not struck:
@@ -295,7 +196,7 @@ def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
         joiner.stop()
         shutil.rmtree(joiner.home / "data", ignore_errors=True)
         assert joiner.launch().ready()
-        until(lambda: not running(holder) or joined(holder, joiner), "joined")
+        until(lambda: not holder.alive or joined(holder, joiner), "joined")
 
     assert sweep(holder, "write", send), "the holder was never struck"
     holder.running()
@@ -303,10 +204,6 @@ def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
     with closing(Client(joiner.home)) as client:
         holder.ledger.check(client)
     assert len(holder.actors) == 1
-
-
-def running(node: Node) -> bool:
-    return node.daemon is not None and node.daemon.process.poll() is None
 
 
 def joined(holder: Node, joiner: Node) -> bool:
@@ -329,7 +226,8 @@ def test_draining(pair: tuple[Node, Node]) -> None:
             said = converse(leaver)
             with daemon.struck(call, moment):
                 daemon.process.send_signal(signal.SIGTERM)
-                status = daemon.process.wait(WAIT_S)
+                until(daemon.gone, "stopped")
+            status = daemon.process.wait(WAIT_S)
             leaver.running()
             until(lambda: linked(leaver) and linked(heir), "linked")
             for token, texts in said.items():
@@ -342,10 +240,6 @@ def test_draining(pair: tuple[Node, Node]) -> None:
             moment = next_moment(moment)
         tally[call] = kills
     bites(tally, "pwrite64", "fdatasync", "write")
-
-
-def linked(node: Node) -> bool:
-    return all(link["state"] == "up" for link in node.status()["links"])
 
 
 def converse(node: Node) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .conftest import POLICIES, Start
+from .conftest import Start
+from .faulty_daemon import POLICIES
 from .speaker import Speaker
 
 LINE = (("eu", "us"), ("us", "ap"))

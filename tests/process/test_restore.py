@@ -17,7 +17,8 @@ from roost import NoSession, Unavailable, aio
 from roostd.cli.main import main
 from roostd.demo.regions import Regions
 
-from .conftest import POLICIES, Start
+from .conftest import Start
+from .faulty_daemon import POLICIES
 
 
 def roost(*args: str, status: int = 0) -> Any:

@@ -57,13 +57,10 @@ class Identity:
             log.error("%d stored rows are damaged and not served", recovery.corrupt_rows)
 
     def rollback(self, peer: str, actor: int, hlc: int) -> None:
-        log.error(
-            "%s knows actor %016x up to %d, further than this store: it was rolled back or "
-            "cloned; a new actor is taken",
-            peer,
-            actor,
-            hlc,
-        )
+        found = f"knows actor {actor:016x} up to {hlc}, further than this store"
+        if hlc <= self._store.vv.get(actor, 0):
+            found = f"has a link to another store that writes as actor {actor:016x}"
+        log.error("%s %s: it was rolled back or cloned; a new actor is taken", peer, found)
         self._store.renew_actor(os.urandom)
         self._on_new_actor(self._store.actor)
 

@@ -1,0 +1,128 @@
+"""A node whose disk lied, and a clone of a running one: found at the greeting, nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from roost_crdt import logformat
+from roostd.index import Index
+from roostd.store.identity import surroundings
+
+from .crowd import burst
+from .faulty_daemon import Client
+from .node_kit import Node, alike, linked, neighbours, until
+
+
+def put_back(prefix: Path, data: Path) -> None:
+    """What the disk really holds, in the same inodes."""
+    for path in sorted(data.rglob("*"), reverse=True):
+        kept = prefix / path.relative_to(data)
+        if path.is_dir():
+            if not kept.exists():
+                path.rmdir()
+        elif not kept.exists():
+            path.unlink()
+        else:
+            with path.open("r+b") as file:
+                file.write(kept.read_bytes())
+                file.truncate()
+    for kept in prefix.rglob("*"):
+        if not (place := data / kept.relative_to(prefix)).exists():
+            shutil.copy2(kept, place)
+
+
+@pytest.mark.parametrize("crashed", [True, False], ids=["crashed", "stopped before"])
+def test_a_disk_that_lied(pair: tuple[Node, Node], tmp_path: Path, crashed: bool) -> None:
+    """Every sync says yes and does nothing; after the power cut the disk is as it was before.
+
+    What the neighbour holds comes back, under another actor; nothing is counted twice.
+    """
+    liar, keeper = pair
+    liar.running()
+    keeper.running()
+    burst(liar.home, liar.ledger, rounds=10)
+    until(lambda: alike(liar, keeper), "alike")
+    assert liar.daemon is not None
+    if crashed:
+        liar.daemon.kill()
+    else:
+        liar.daemon.process.send_signal(15)
+        assert liar.daemon.process.wait(20) == 0
+    data, prefix = liar.home / "data", tmp_path / "prefix"
+    shutil.copytree(data, prefix)
+    before = liar.actors.copy()
+
+    daemon = liar.launch("fdatasync:retval=0", "fsync:retval=0")
+    assert daemon.ready(), daemon.text()
+    burst(liar.home, liar.ledger, rounds=10)
+    until(lambda: linked(liar) and alike(liar, keeper), "alike")
+    liar.stop()
+    put_back(prefix, data)
+
+    # Started unaided; its clients write again once it has heard its neighbour.
+    assert liar.launch().ready()
+    until(lambda: linked(liar) and alike(liar, keeper), "alike again")
+    assert liar.daemon is not None
+    assert "rolled back or cloned" in liar.daemon.text()
+    assert "us-1" in liar.daemon.text()
+    assert liar.status()["actor"] not in before, "the lost history's actor is used again"
+    with closing(Client(liar.home)) as client:
+        liar.ledger.check(client)
+    burst(liar.home, liar.ledger, rounds=5)
+    until(lambda: alike(liar, keeper), "alike at last")
+    for node in (liar, keeper):
+        with closing(Client(node.home)) as client:
+            liar.ledger.check(client)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[list[Node]]:
+    """eu-1, us-1 between them, and ap-1, which becomes eu-1's clone."""
+    made = neighbours(tmp_path, ("eu", "us", "ap"))
+    with ExitStack() as stack:
+        for node in made:
+            stack.callback(node.stop)
+        yield made
+
+
+@pytest.mark.parametrize("forged", [False, True], ids=["copied", "cloned by blocks"])
+def test_a_clone_that_runs_beside_its_original(line: list[Node], forged: bool) -> None:
+    """A copy is known by its inode; a clone with forged marks by its neighbour."""
+    origin, between, clone = line
+    origin.running()
+    between.running()
+    burst(origin.home, origin.ledger, rounds=5)
+    until(lambda: alike(origin, between), "alike")
+    origin.stop()
+    shutil.copytree(origin.home / "data", clone.home / "data")
+    if forged:
+        index = Index(clone.home / "data" / "index", 32 << 20)
+        marks = [(b"file_id", surroundings(index.data_file).file_id)]
+        index.write((), {logformat.KIND_META: marks})
+        index.close()
+    origin.running()
+    until(lambda: linked(origin), "linked")
+    burst(origin.home, origin.ledger, rounds=5)
+    until(lambda: alike(origin, between), "alike")
+
+    assert clone.launch().ready()
+    until(lambda: linked(clone) and alike(clone, between), "the clone has taken its part")
+    assert clone.daemon is not None
+    found = "rolled back or cloned" if forged else "another device or inode"
+    assert found in clone.daemon.text()
+    assert clone.status()["actor"] not in origin.actors, "two stores write as one actor"
+    with ExitStack() as stack:
+        ends = [stack.enter_context(closing(Client(node.home))) for node in (origin, clone)]
+        first = int(ends[0].ask("GET", "visits:both") or b"0")
+        for _ in range(20):
+            for end in ends:
+                assert isinstance(end.ask("INCR", "visits:both"), int)
+        until(lambda: alike(origin, clone), "alike")
+        assert [end.ask("GET", "visits:both") for end in ends] == [b"%d" % (first + 40)] * 2
+        for end in ends:
+            origin.ledger.check(end)
