@@ -100,4 +100,4 @@ class Receiver:
         self.inflow.rows(self[node], snapshot_id, list(rows), self.now_ms)
 
     def rows_end(self, node: str, snapshot_id: int, vv: dict[int, int]) -> None:
-        self.inflow.rows_end(self[node], snapshot_id, vv, self.now_ms)
+        self.inflow.rows_end(self[node], f.SnapshotEnd(snapshot_id, vv), self.now_ms)

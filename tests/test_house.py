@@ -30,6 +30,7 @@ COVERED_BY = {
     "testing/histories": {"test_rows_oracle"},
     "testing/states": {"test_rows_laws"},
     "testing/edits": {"test_ystructs", "test_rows_oracle"},
+    "membership/storage": {"test_membership"},
     "yguard": {"test_document"},
 }
 """Modules that are driven through another one, and the tests that drive them."""

@@ -119,7 +119,7 @@ class AntiEntropy:
         """Answer to `Effects.sums`."""
         exchange = self._exchanges[peer.node]
         packed = b"".join(amount.to_bytes(_SUM_BYTES, "big") for amount in sums)
-        if exchange.asks or exchange.answers:
+        if (exchange.asks or exchange.answers) and peer.room(len(packed)):
             self._near.emit(peer, f.BucketSums(dict(vv), packed, exchange.asks))
             exchange.asks = exchange.answers = False
         theirs, exchange.theirs = exchange.theirs, None

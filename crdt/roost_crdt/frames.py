@@ -9,7 +9,7 @@
     6 HEARTBEAT       see Heartbeat
     7 SNAPSHOT_WANT   id                      scan your rows for me; an earlier id is given up
     8 SNAPSHOT_ROWS   id, [[row_key, type, body]]
-    9 SNAPSHOT_END    id, {actor: hlc}        the version vector that all rows of this id cover
+    9 SNAPSHOT_END    id, {actor: hlc}, floor the version vector that all rows of this id cover
     10 SESSION        bytes                   for the session shell
     11 SNAPSHOT_OFFER origin                  my log no longer holds what you want
     12 BUCKET_SUMS    {actor: hlc}, sums, answer   sums of all buckets at that vector; send me yours
@@ -172,6 +172,8 @@ class SnapshotRows(msgspec.Struct, frozen=True, array_like=True, tag=8):
 class SnapshotEnd(msgspec.Struct, frozen=True, array_like=True, tag=9):
     id: U64
     vv: VersionVector
+    gc_floor: VersionVector = msgspec.field(default_factory=dict)
+    """What the sender had collected when the scan ended."""
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, tag=10):

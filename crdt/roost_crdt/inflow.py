@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from . import frames as f
 from .errors import CorruptData, PeerError
 from .hlc import hlc_ms
+from .members import covers, is_behind, join, outdated
 from .neighbourhood import NO_WAKE_MS, Neighbourhood
 from .outflow import Outflow
 from .peer import Peer, SnapshotIn
@@ -63,9 +64,38 @@ class Inflow:
 
     # -- links
 
+    def check_joining(self, node: str, greeting: f.Greeting) -> None:
+        """PeerError: while rows of some neighbours are taken, nobody behind them is linked."""
+        near = self._near
+        if is_behind(greeting.vv, near.joins):
+            raise PeerError(f"Reseed: {near.node} takes rows that {node} is behind; try again")
+        if near.joins or not any(near.vv.values()):
+            for other in near.peers.values():
+                if is_behind(other.held, greeting.gc_floor):
+                    raise PeerError(
+                        f"Reseed: {near.node} takes the rows of {other.node}, who is behind what "
+                        f"{node} has collected; try again"
+                    )
+
+    def outdated(self, greeting: f.Greeting, removed: frozenset[int]) -> tuple[bool, str]:
+        """Whether this node has to reseed, or else that neighbour; why, "" if neither has to."""
+        near, node = self._near, greeting.node
+        theirs = outdated(greeting.actor, removed, greeting.vv, near.gc_floor)
+        mine = outdated(near.actor, frozenset(greeting.removed), near.vv, greeting.gc_floor)
+        if not mine and not theirs:
+            return False, ""
+        # If each is behind the other, one of them has to keep what it holds.
+        reseeds = bool(mine) and not (theirs and near.node < node)
+        behind, ahead, why = (near.node, node, mine) if reseeds else (node, near.node, theirs)
+        text = f"{behind} {why.format(ahead)}; it takes {ahead}'s rows and writes its own again"
+        return reseeds, f"Reseed: {text}"
+
     def link_up(self, peer: Peer, now_ms: int) -> None:
-        if not any(self._near.vv.values()) and any(peer.greeting.gc_floor.values()):
-            self._ask_snapshot(peer, now_ms)
+        near, floor = self._near, peer.greeting.gc_floor
+        if near.joins or (not any(near.vv.values()) and any(floor.values())):
+            near.joins = join((near.joins, floor))
+            if not self._asked_snapshot():
+                self._ask_snapshot(peer, now_ms)
         for origin, hlc in peer.greeting.vv.items():
             self.shown(peer, origin, hlc, now_ms)
             if origin in self._lack:
@@ -76,6 +106,9 @@ class Inflow:
             del self._first[origin]
         for origin in list(self._lack):
             self._settle(origin)
+        near = self._near
+        if not near.peers and not near.rejoins and not any(near.vv.values()):
+            near.joins = {}  # nothing came that counts: whoever is linked next will do
 
     def refused(self, origin: int, held_hlc: int, now_ms: int) -> None:
         self._near.retreat(origin, held_hlc)
@@ -219,7 +252,8 @@ class Inflow:
         elif record.prev_hlc > near.vv.get(origin, 0):
             self.shown(peer, origin, record.hlc, now_ms)
             self._want(peer, origin, now_ms)
-        elif now_ms < self._paused_until_ms:
+        elif now_ms < self._paused_until_ms or record.hlc <= near.joins.get(origin, 0):
+            # The latter may be older than what was collected where the rows come from.
             self.shown(peer, origin, record.hlc, now_ms)
         else:
             near.advance(origin, record.hlc)
@@ -232,9 +266,12 @@ class Inflow:
 
     # -- snapshots
 
-    def _taking_snapshot(self) -> bool:
+    def _asked_snapshot(self) -> bool:
         takings = (peer.snapshot_in for peer in self._near.peers.values())
         return any(taking is not None and not taking.waits for taking in takings)
+
+    def _taking_snapshot(self) -> bool:
+        return bool(self._near.joins) or self._asked_snapshot()
 
     def offered(self, peer: Peer, origin: int, now_ms: int) -> None:
         taking = peer.snapshot_in
@@ -280,17 +317,16 @@ class Inflow:
             if peer.held.get(origin, 0) > self._near.vv.get(origin, 0):
                 peer.skew.setdefault(origin, due_ms)
 
-    def rows_end(self, peer: Peer, snapshot_id: int, vv: dict[int, int], now_ms: int) -> None:
-        """The rows taken since the snapshot was asked for cover `vv`."""
-        near = self._near
+    def rows_end(self, peer: Peer, frame: f.SnapshotEnd, now_ms: int) -> None:
+        """The rows taken since the snapshot was asked for cover its vector."""
+        near, snapshot_id, vv = self._near, frame.id, frame.vv
         if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
             return
         due_ms = hlc_ms(max(vv.values(), default=0)) - near.limits.clock_offset_max_ms
         if due_ms > now_ms + near.wall_ahead_ms:
             self._delay_snapshot(peer, due_ms)
             return
-        for origin, hlc in peer.greeting.gc_floor.items():
-            near.gc_floor[origin] = max(hlc, near.gc_floor.get(origin, 0))
+        near.gc_floor = join((near.gc_floor, peer.greeting.gc_floor, frame.gc_floor))
         peer.snapshot_in = None
         covered: dict[int, int] = {}
         for origin, hlc in vv.items():
@@ -303,6 +339,8 @@ class Inflow:
                     if other is not peer:
                         other.announce.add(origin)
         near.effects.rows.append(((), covered))
+        if covers(near.vv, near.joins):
+            near.joins, near.rejoins = {}, False
 
     # -- time
 
@@ -319,7 +357,11 @@ class Inflow:
                 if origin in self._lack:
                     self._lack[origin].asked = ""
                     self._want(peer, origin, now_ms)
-        if not self._taking_snapshot():
+        if near.joins and not self._asked_snapshot():
+            free = [node for node, peer in near.peers.items() if peer.snapshot_in is None]
+            if free and now_ms >= self._paused_until_ms:
+                self._ask_snapshot(near.peers[min(free)], now_ms)
+        elif not self._taking_snapshot():
             for origin, lack in self._lack.items():
                 if self._due_ms(origin, lack) <= now_ms:
                     self._ask_next(origin, lack, now_ms)

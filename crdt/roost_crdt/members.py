@@ -33,9 +33,11 @@ __all__ = [
     "Roster",
     "VersionVector",
     "covers",
+    "is_behind",
     "join",
     "member_delta",
     "member_key",
+    "outdated",
     "removal_delta",
     "removal_key",
 ]
@@ -94,6 +96,18 @@ def removal_delta(rows: Rows, node: str, stamp: Stamp) -> Delta:
 def covers(vv: VersionVector, other: VersionVector) -> bool:
     """Whether `vv` holds all that `other` does."""
     return all(vv.get(actor, 0) >= hlc for actor, hlc in other.items())
+
+
+def is_behind(held: VersionVector, floor: VersionVector) -> bool:
+    """Whether merging what is held could bring back what was collected up to `floor`."""
+    return any(held.values()) and not covers(held, floor)
+
+
+def outdated(actor: int, removed: frozenset[int], held: VersionVector, floor: VersionVector) -> str:
+    """Why whoever writes as `actor` and holds `held` has to reseed for "{}"; "" if it need not."""
+    if actor in removed:
+        return "was removed from the members that {} knows"
+    return "is behind what {} has collected" if is_behind(held, floor) else ""
 
 
 def join(vectors: Iterable[VersionVector]) -> dict[int, int]:

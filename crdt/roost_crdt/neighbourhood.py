@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from . import frames as f
@@ -42,8 +43,9 @@ class Effects:
     session: list[tuple[str, bytes]] = field(default_factory=list)
     rollbacks: list[tuple[str, int, int]] = field(default_factory=list)
     """(peer, own actor, hlc known there): this node lost what it had acknowledged."""
-    reseeds: list[tuple[str, dict[int, int]]] = field(default_factory=list)
-    """(peer, its vector): this node is behind what that peer has collected, or was removed."""
+    reseeds: list[tuple[str, dict[int, int], dict[int, int]]] = field(default_factory=list)
+    """(peer, its vector, its gc_floor): this node is behind what that peer has collected, or was
+    removed."""
     cuts: list[tuple[str, str]] = field(default_factory=list)
     wake_at_ms: int = NO_WAKE_MS
 
@@ -61,6 +63,11 @@ class Neighbourhood:
     """actor -> node, as far as greetings told."""
     gc_floor: dict[int, int] = field(default_factory=dict)
     """What has been collected here, or at the neighbour whose snapshot this node took."""
+    joins: dict[int, int] = field(default_factory=dict)
+    """The gc_floor of those whose rows this node takes because it has none; empty once it holds
+    what they hold. Until then rows of anybody who is behind that floor must not come in."""
+    rejoins: bool = False
+    """It has given up its rows for them, and waits for them whatever happens to their links."""
     wall_ahead_ms: int = 0
     """The wall clock in force minus the clock of `now_ms`."""
     clock_jumped_ms: int = 0
@@ -79,9 +86,11 @@ class Neighbourhood:
         self.vv[origin] = hlc
         self._hash = None
 
-    def restart(self, actor: int) -> None:
-        """The store has been emptied and writes as another actor."""
+    def restart(self, actor: int, floor: Mapping[int, int]) -> None:
+        """The store has been emptied and writes as another actor; what comes covers `floor`."""
         self.actor = actor
+        self.joins = {origin: hlc for origin, hlc in floor.items() if hlc}
+        self.rejoins = bool(self.joins)
         self.nodes[actor] = self.node
         self.vv.clear()
         self.gc_floor.clear()

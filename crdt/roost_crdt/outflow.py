@@ -157,7 +157,7 @@ class Outflow:
             self._near.emit(peer, f.SnapshotRows(out.id, ops))
             return
         peer.snapshot_out = None
-        self._near.emit(peer, f.SnapshotEnd(out.id, out.vv))
+        self._near.emit(peer, f.SnapshotEnd(out.id, out.vv, dict(self._near.gc_floor)))
         for origin, hlc in out.vv.items():
             peer.cursor[origin] = max(hlc, peer.cursor.get(origin, 0))
         peer.announce.update(self._near.vv)

@@ -27,6 +27,7 @@ from .antientropy import AntiEntropy
 from .errors import PeerError, TooLarge
 from .inflow import Inflow
 from .limits import DEFAULT_LIMITS, Limits
+from .members import covers
 from .neighbourhood import Effects, Neighbourhood
 from .outflow import Outflow
 from .peer import LinkState, Mode, Peer
@@ -237,32 +238,16 @@ class Replica:
         """Merge only if neither side was removed or is behind what the other has collected."""
         if self.reseeding:
             raise PeerError(f"Reseed: {self.node} is giving up its rows; try again")
-        theirs = self._outdated(greeting.actor, self.removed, greeting.vv, self.gc_floor)
-        mine = self._outdated(self.actor, frozenset(greeting.removed), self.vv, greeting.gc_floor)
-        if not mine and not theirs:
+        self._inflow.check_joining(node, greeting)
+        reseeds, text = self._inflow.outdated(greeting, self.removed)
+        if not text:
             return
-        # If each is behind the other, one of them has to keep what it holds.
-        reseeds = bool(mine) and not (theirs and self.node < node)
-        behind, ahead, why = (self.node, node, mine) if reseeds else (node, self.node, theirs)
-        text = (
-            f"Reseed: {behind} {why.format(ahead)}; it takes {ahead}'s rows and writes its own "
-            "again"
-        )
         if len(self.reseeds) < f.LINKS_MAX:
             self.reseeds[node] = text
         if reseeds:
-            self._near.effects.reseeds.append((node, dict(greeting.vv)))
+            floor = dict(greeting.gc_floor)
+            self._near.effects.reseeds.append((node, dict(greeting.vv), floor))
         raise PeerError(text)
-
-    @staticmethod
-    def _outdated(
-        actor: int, removed: frozenset[int], held: Mapping[int, int], floor: Mapping[int, int]
-    ) -> str:
-        if actor in removed:
-            return "was removed from the members that {} knows"
-        if any(held.values()) and any(held.get(a, 0) < hlc for a, hlc in floor.items()):
-            return "is behind what {} has collected"
-        return ""
 
     def give_up(self) -> None:
         """Begin a reseed: all links are cut, and refused until `reseeded`."""
@@ -270,10 +255,11 @@ class Replica:
         for node in self.peers:
             self._near.effects.cuts.append((node, "Reseed: this node gives up its rows"))
 
-    def reseeded(self, actor: int) -> None:
-        """The store is empty and writes as `actor`: take everything from the neighbours."""
+    def reseeded(self, actor: int, floor: Mapping[int, int]) -> None:
+        """The store is empty and writes as `actor`: take everything from neighbours that are not
+        behind `floor`, which is what the one had collected for whom the rows were given up."""
         assert not self.peers, "links were cut"
-        self._near.restart(actor)
+        self._near.restart(actor, floor)
         self.chain = None
         self._inflow = Inflow(self._near, self._outflow)
         self.reseeding = False
@@ -283,7 +269,12 @@ class Replica:
     def takes_rows(self) -> bool:
         """Whether rows without a vector are on their way here: nothing may be collected then."""
         snapshot = any(peer.snapshot_in is not None for peer in self.peers.values())
-        return snapshot or self.antientropy.fetching
+        return snapshot or bool(self._near.joins) or self.antientropy.fetching
+
+    def rejoin(self, floor: Mapping[int, int]) -> None:
+        """After a restart: rows that cover `floor` were still to be taken."""
+        if not covers(self.vv, floor):
+            self._near.joins, self._near.rejoins = dict(floor), True
 
     @property
     def gives_rows(self) -> bool:
@@ -397,8 +388,8 @@ class Replica:
                 self._outflow.snapshot_wanted(peer, snapshot_id)
             case f.SnapshotRows(snapshot_id, rows):
                 self._inflow.rows(peer, snapshot_id, rows, now_ms)
-            case f.SnapshotEnd(snapshot_id, vv):
-                self._inflow.rows_end(peer, snapshot_id, vv, now_ms)
+            case f.SnapshotEnd():
+                self._inflow.rows_end(peer, frame, now_ms)
             case f.BucketSums():
                 self.antientropy.told(peer, frame)
             case f.BucketWant():

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 
 from roost_crdt import values
-from roost_crdt.rows import counter, register
+from roost_crdt.record import Record
+from roost_crdt.rows import Part, counter, decode_row, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
-from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP, TYPE_REGISTER, TYPE_SET
+from roost_crdt.rows.layout import (
+    HEAD,
+    RESERVED,
+    TAG_FIELD,
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_REGISTER,
+    TYPE_SET,
+    split_row_key,
+)
+from roost_crdt.rows.leaf import KIND_DEAD
 
 from .history import History, Op
 from .loop import Future, Lost
@@ -47,6 +59,27 @@ class Keys:
         node.world.trace.count("op", op.kind)
         node.when_durable(lambda: self._answered(node, op, future), lambda: future.fail(Lost()))
         return op, future
+
+    def rewrote(self, node: Node, record: Record) -> None:
+        """A reseed has written what it gave up again, under new stamps: as if somebody had."""
+        stamp = (record.hlc, record.actor)
+        for row_key, type_code, body in record.ops:
+            key, part = split_row_key(row_key)
+            if key.startswith(RESERVED):
+                continue
+            for kind, name, value, at in _writes(type_code, part, body, stamp):
+                known = self._history.by_key.get(key, [])
+                if any(op.stamp == at and op.name == name for op in known):
+                    continue
+                op = self._history.begin(node.name, key, kind, node.world.loop.now_ms)
+                op.name, op.value, op.stamp = name, value, at
+                for before in known:
+                    if before.kind == "add" and before.name == name and before.node == node.name:
+                        before.again.append(op)
+                self._history.happened(op)
+                node.say(f"op {op.number}: again {kind} {key.decode()} {name.decode()}")
+                node.world.trace.count("op", "written again")
+                node.when_durable(partial(self._answered, node, op, Future()), lambda: None)
 
     def _answered(self, node: Node, op: Op, future: Future[str]) -> None:
         op.outcome = "ok"
@@ -149,3 +182,18 @@ class Keys:
             return False
         node.write(op.key, TYPE_MAP, delta, op.stamp)
         return True
+
+
+def _writes(
+    type_code: int, part: Part, body: bytes, stamp: tuple[int, int]
+) -> Iterator[tuple[str, bytes, bytes | None, tuple[int, int]]]:
+    """What a row written again says: kind, field or element, value, stamp."""
+    row = decode_row(type_code, part, body)
+    if type_code == TYPE_REGISTER and row[:2] == stamp:
+        yield "put", b"", None if row[2] == KIND_DEAD else row[3], stamp
+    elif type_code == TYPE_MAP and part == HEAD:
+        yield "clear", b"", None, row[:2]
+    elif type_code == TYPE_MAP and part[0] == TAG_FIELD and row[:2] == stamp:
+        yield "put", part[1:], None if row[2] == KIND_DEAD else row[3], stamp
+    elif type_code == TYPE_SET and part != HEAD and (stamp[1], stamp[0]) in (d[:2] for d in row[1]):
+        yield "add", part[1:], None, stamp

@@ -41,6 +41,8 @@ class Op:
     removes: tuple[Stamp, ...] = ()
     """A remove: the newest add of each actor that it saw."""
     outcome: str = "unknown"
+    again: list[Op] = field(default_factory=list)
+    """An add that a reseed gave up: as what it was written again."""
     certificates: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -140,7 +142,8 @@ class History:
 
 def _saw(remove: Op, add: Op) -> bool:
     hlc, actor = add.stamp
-    return any(seen[1] == actor and seen[0] >= hlc for seen in remove.removes)
+    seen = any(seen[1] == actor and seen[0] >= hlc for seen in remove.removes)
+    return seen or any(_saw(remove, again) for again in add.again)
 
 
 def _shown(key: bytes, name: bytes = b"") -> str:

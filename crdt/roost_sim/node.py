@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from roost_crdt import logformat
+from roost_crdt.collection import Stage
 from roost_crdt.errors import ActorReused, PeerError
-from roost_crdt.frames import Error, decode_frame, decode_greeting, encode_frame
+from roost_crdt.frames import Error, Greeting, decode_frame, decode_greeting, encode_frame
+from roost_crdt.membership import Membership
+from roost_crdt.membership.collector import keep_floor, load_floor
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
 from roost_crdt.rows import Delta, Rows
@@ -25,6 +28,8 @@ from .store import Store, StoreFailed
 TURN_MS = 0.4
 """A turn of the loop and its sync take up to this long."""
 DIAL_TIMEOUT_MS = 400.0
+MEMBERSHIP_MS = 100.0
+"""Reports, collection and reseeds are looked after about so often."""
 _CHAIN = b"chain:"
 
 
@@ -62,6 +67,8 @@ class Node:
         self.backoff_ms: dict[str, float] = {}
         self.attach: Callable[[Node], Shell | None] = lambda node: None
         self.shell: Shell | None = None
+        self.rewrote: Callable[[Node, Record], None] = lambda node, record: None
+        """Told of what a reseed has written again."""
         self.problems: list[str] = []
         self._waiting: list[Callable[[], None]] = []
         self._lost: list[Callable[[], None]] = []
@@ -129,6 +136,22 @@ class Node:
             actor=self.store.actor,
             vv=self.store.vv,
             limits=world.limits,
+            gc_floor=load_floor(self.store),
+        )
+        self.membership = Membership(
+            self.name,
+            store=self.store,
+            replica=self.replica,
+            committed=self._own_record,
+            flush=self.flush,
+            cut=self.cut,
+            now_ms=self.wall_ms,
+            boot_ms=self.boot_ms,
+            random_bytes=world.random.randbytes,
+            neighbours=lambda: self.neighbours,
+            limits=world.limits,
+            new_actor=lambda actor: self._new_actor(),
+            tell=self.say,
         )
         self.links = {}
         self.greeted = False
@@ -139,6 +162,7 @@ class Node:
         for peer in sorted(self.neighbours):
             self.dial_later(peer, first=True)
         world.loop.after(50.0, self.life, self._apply)
+        world.loop.after(MEMBERSHIP_MS * world.random.random(), self.life, self._membership)
 
     def crash(self, *, power: bool = False) -> None:
         """The process dies: what was written stays, what was in memory is gone."""
@@ -174,7 +198,40 @@ class Node:
         self.store.apply()
         self.world.loop.after(50.0 + 100.0 * self.world.random.random(), self.life, self._apply)
 
+    def _membership(self) -> None:
+        """A tick of what the node does as a member."""
+        stage = self.membership.reseeding.stage
+        collector = self.membership.collector
+        dropped, round_stage = collector.dropped, collector.collection.stage
+        self.membership.tick()
+        count = self.world.trace.count
+        if collector.dropped > dropped:
+            self.world.trace.reached["rule:row dropped"] += collector.dropped - dropped
+        if round_stage is Stage.DROP and collector.collection.stage is Stage.SCAN:
+            count("rule", "collection round ended")
+        if stage != self.membership.reseeding.stage:
+            count("rule", f"reseed: {stage or 'begun'} done")
+        self.step("membership")
+        self.wake()
+        delay_ms = MEMBERSHIP_MS * (0.5 + self.world.random.random())
+        self.world.loop.after(delay_ms, self.life, self._membership)
+
+    def _own_record(self, record: Record) -> None:
+        """Membership wrote a record."""
+        self.replica.committed(record, self.store.last_raw)
+        if self.membership.reseeding.stage:
+            self.rewrote(self, record)
+        self.wake()
+
+    def _new_actor(self) -> None:
+        if self.shell is not None:
+            self.shell.actor_changed()
+
     # --- clients
+
+    def admits(self) -> bool:
+        """Whether own writes are taken at the moment."""
+        return not self.membership.reseeding.stage
 
     def write(self, key: bytes, type_code: int, delta: Delta, stamp: tuple[int, int]) -> Record:
         record = self.store.commit(stamp, [(key, type_code, delta)])
@@ -256,21 +313,32 @@ class Node:
         for peer, row_key, bytes_max in effects.scans:
             rows = self.store.scan_rows(row_key, bytes_max)
             self.replica.rows_scanned(peer, row_key, rows, self._now())
+        for peer in effects.sums:
+            self.world.trace.count("rule", "bucket sums told")
+            self.replica.sums_read(peer, *self.store.sums(), self._now())
+        for peer, row_key, bytes_max in effects.bucket_scans:
+            rows = self.store.scan_rows(row_key, bytes_max)
+            self.replica.bucket_scanned(peer, row_key, rows, self._now())
         for peer, payload in effects.session:
             self.step("session frame")
             if self.shell is not None:
                 self.shell.frame(peer, payload)
         for peer, actor, hlc in effects.rollbacks:
             self._rollback(peer, actor, hlc)
+        for peer, vv, floor in effects.reseeds:
+            self.membership.reseed(peer, vv, floor)
         for peer, reason in effects.cuts:
             self.cut(peer, reason)
-        return bool(refused or effects.reads or effects.scans)
+        scans = effects.scans or effects.sums or effects.bucket_scans
+        return bool(refused or effects.reads or scans)
 
     def _write_all(self, effects: Effects) -> bool:
         refused: set[int] = set()
         for ops, covered in effects.rows:
             self.store.accept_rows(ops, covered)
             self.step("rows appended")
+        if any(covered for _, covered in effects.rows):
+            keep_floor(self.store, self.replica.gc_floor)
         for raw, record in effects.writes:
             try:
                 taken = self.store.accept(raw, record)
@@ -284,7 +352,8 @@ class Node:
             self.store.put(logformat.KIND_META, {_CHAIN + peer.encode(): value})
         for origin in sorted(refused):
             self.replica.refused(origin, self.store.vv.get(origin, 0), self._now())
-        if effects.frames or effects.rows or effects.writes or effects.reads:
+        scans = effects.scans or effects.bucket_scans
+        if effects.frames or effects.rows or effects.writes or effects.reads or scans:
             self.flush()
         return not refused
 
@@ -343,9 +412,8 @@ class Node:
             )
         if actor != self.store.actor:
             return
-        self.store.renew_actor()
-        if self.shell is not None:
-            self.shell.actor_changed()
+        self.store.renew_actor(self.world.random.randbytes)
+        self._new_actor()
         self.replica.new_actor(self.store.actor)
         self.wake()
 
@@ -375,7 +443,12 @@ class Node:
             return
         network = self.world.network
         there = network.host(peer).life
-        if there is None or network.blocked(self.name, peer) or network.blocked(peer, self.name):
+        if (
+            self.replica.reseeding
+            or there is None
+            or network.blocked(self.name, peer)
+            or network.blocked(peer, self.name)
+        ):
             self.dial_later(peer)
             return
         self.flush()
@@ -414,13 +487,17 @@ class Node:
             if connection.dialler != self.name:
                 self.flush()
                 answer = self.replica.greeting(self._head_of(peer))
-            if not self._adopt(connection, peer):
+            if not self._stays(connection, peer):
                 self.world.network.close(connection, self.name)
                 return
+            self._check_chain(peer, greeting)
+            self.cut(peer, "replaced by a newer link")
             self.replica.link_up(peer, greeting, self._now())
         except PeerError as error:
             self.say(f"refuses {peer}: {error}")
             self.world.trace.count("rule", "greeting refused")
+            if answer is not None and peer in self.replica.reseeds and not self.replica.reseeding:
+                self.world.network.send(connection, self.name, answer)
             self._refuse(connection, peer, error)
             return
         self.greeted = True
@@ -436,15 +513,21 @@ class Node:
         self.replica.tick(self._now())
         self.wake()
 
-    def _adopt(self, connection: Connection, peer: str) -> bool:
+    def _stays(self, connection: Connection, peer: str) -> bool:
         """Of duelling links the lower node id's stays."""
         other = self.links.get(peer)
-        if other is None:
-            return True
-        if connection.dialler not in (other.dialler, min(peer, self.name)):
-            return False
-        self.cut(peer, "replaced by a newer link")
-        return True
+        return other is None or connection.dialler in (other.dialler, min(peer, self.name))
+
+    def _check_chain(self, peer: str, greeting: Greeting) -> None:
+        """A neighbour that was told another history of this actor: this is not that writer."""
+        if greeting.head is None or greeting.head[0] != self.store.actor:
+            return
+        actor, hlc, chain = greeting.head
+        held = self.store.chain_at(hlc)
+        if held is not None and held != chain:
+            self.world.trace.count("rule", "another chain found")
+            self._rollback(peer, actor, hlc)
+            raise PeerError(f"{peer} was told another history of this actor at {hlc}")
 
     def _refuse(self, connection: Connection, peer: str, error: PeerError) -> None:
         frame = encode_frame(Error("PeerError", str(error)[:1_000]))

@@ -30,6 +30,10 @@ LIMITS = Limits(
     window_bytes=8 * KIB,
     frame_bytes=2 * KIB,
     reconnect_max_ms=1_500,
+    report_ms=400,
+    report_idle_ms=5_000,
+    gc_pause_ms=500,
+    gc_grace_ms=300,
 )
 
 KINDS = {
@@ -148,6 +152,7 @@ class Run:
     def _node(self, name: str) -> Node:
         node = Node(self.world, name, name)
         node.attach = self._attach
+        node.rewrote = self.keys.rewrote
         return node
 
     def _attach(self, node: Node) -> Shell:
@@ -205,6 +210,9 @@ class Run:
             if node.life is None or loop.now_ms < node.life.paused_until_ms:
                 continue
             if not node.may_write_before_greeting and not node.greeted:
+                continue
+            if not node.admits():
+                self.trace.count("rule", "own writes refused by a reseed")
                 continue
             if node.replica.clock_refused():
                 self.trace.count("rule", "own writes refused by clock")
@@ -286,7 +294,7 @@ class Run:
         for node in self.nodes.values():
             if node.life is None or node.store.dirty:
                 return False
-            if dict(node.replica.vv) != node.store.vv:
+            if dict(node.replica.vv) != node.store.vv or node.membership.reseeding.stage:
                 return False
             states.append({actor: hlc for actor, hlc in node.store.vv.items() if hlc})
         if any(state != states[0] for state in states):
@@ -320,9 +328,9 @@ class Run:
         if held.type == TYPE_COUNTER:
             return values.counter_value(rows, now_ms)
         if held.type == TYPE_SET:
-            return values.set_members(rows, now_ms)
+            return values.set_members(rows, now_ms) or None
         if held.type == TYPE_MAP:
-            return values.map_fields(rows, now_ms)
+            return values.map_fields(rows, now_ms) or None
         return None
 
     def _check_key(self, node: Node, key: bytes) -> None:

@@ -10,6 +10,7 @@
     partition eu us, heal       cut the path between two nodes both ways; all paths are whole again
     crash eu, power eu, stop eu, restart eu
     clock eu 3000, lie eu, pause eu 2000
+    remove us ap                us takes ap out of the members
     wait 500, settle            let time pass, or let it pass until all is quiet
     expect eu key value         a register, counter or set (expect eu s1 2: turns of a session)
 
@@ -143,6 +144,10 @@ class Scenario:
         life = self._node(name).life
         assert life is not None
         life.paused_until_ms = self._loop.now_ms + float(time_ms)
+
+    def _remove_(self, name: str, member: str) -> None:
+        self._node(name).membership.remove(member)
+        self._say(name, f"removes {member}")
 
     # --- keys
 

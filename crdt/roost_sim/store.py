@@ -30,14 +30,17 @@ from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_del
 from roost_crdt.rows.layout import Rows, split_row_key
 
 from .disk import Disk
+from .loop import START_MS
 
 SEGMENT_BYTES = 16 * 1024
 SEGMENTS_KEPT = 3
 CLEAN = b"clean"
+HOUR_MS = digest.HOUR_MS
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 _decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
+_decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
 
 
 class StoreFailed(Exception):
@@ -80,6 +83,8 @@ class Store:
         self.last_raw = b""
         self.quarantined = 0
         self.actors_reused = 0
+        self.on_flush: list[Callable[[list[bytes]], None]] = []
+        """Told the keys that a flush made durable."""
         self._step = step
         self._random_bytes = random_bytes
         self._group = OpenGroup()
@@ -88,9 +93,14 @@ class Store:
         """Durable records that the log still holds, by origin: hlc, prev_hlc, raw, seq."""
         self._starts: dict[int, int] = {}
         """First seq of each segment."""
+        self._chains: dict[tuple[int, int], tuple[bytes, int]] = {}
+        """`(actor, hlc)` of each group that the log still holds -> its chain, its last seq."""
+        self._touched: dict[bytes, None] = {}
+        """Keys that the open group changes."""
         self._changed: dict[bytes, None] = {}
         self._parts: dict[bytes, digest.Contribution] = {}
         self._digest: tuple[int, bytes] | None = None
+        self._whole = 0
         self._unapplied: list[tuple[int, bytes, int]] = []
         self._identify()
         self._recover()
@@ -162,6 +172,7 @@ class Store:
                 last, offset, next_seq = group.offset, group.end, group.last_seq + 1
                 known_seq = max(known_seq, group.synced_seq)
                 self._head = (group.actor, group.hlc, group.chain)
+                self._chains[group.actor, group.hlc] = group.chain, group.last_seq
                 for entry in logformat.entries(data, group):
                     if entry.seq > index.applied_seq:
                         self._redo(entry.kind, entry.raw, entry.seq)
@@ -196,6 +207,8 @@ class Store:
             ops, vv = _decode_rows_entry(raw)
             self._join(ops)
             self._cover(vv)
+        elif kind == logformat.KIND_DROP:
+            self._drop(*_decode_drop_entry(raw))
         else:
             self._put(kind, dict(_decode_items(raw)))
         self._unapplied.append((kind, raw, seq))
@@ -235,24 +248,36 @@ class Store:
     def get(self, kind: int, key: bytes) -> bytes | None:
         return self.items.get(kind, {}).get(key)
 
-    def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    def chain_at(self, hlc: int) -> bytes | None:
+        """The own actor's chain at an earlier head; None if the log does not know that hlc."""
+        if self._head[:2] == (self.actor, hlc):
+            return self._head[2]
+        known = self._chains.get((self.actor, hlc))
+        return None if known is None else known[0]
+
+    def scan(
+        self, kind: int, prefix: bytes = b"", after: bytes = b"", limit: int = 1000
+    ) -> list[tuple[bytes, bytes]]:
         pairs = self.items.get(kind, {})
         names = sorted(name for name in pairs if name.startswith(prefix) and name > after)
         return [(name, pairs[name]) for name in names[:limit]]
 
-    def scan_rows(self, after: bytes, bytes_max: int) -> list[RowOp]:
+    def scan_rows(self, after_row_key: bytes, bytes_max: int) -> list[RowOp]:
         self.flush()
         found: list[RowOp] = []
         size = 0
-        for key in sorted(self.keys):
+        after = after_row_key.partition(b"\0")[0]
+        for key in sorted(key for key in self.keys if key >= after):
             held = self.keys[key]
             for part in sorted(held.rows):
                 name = key + b"\0" + part
-                if name > after and size < bytes_max:
-                    body = encode_row(held.type, part, held.rows[part])
-                    found.append(RowOp(name, held.type, body))
-                    size += len(name) + len(body)
-        found.sort()
+                if name <= after_row_key:
+                    continue
+                if size >= bytes_max:
+                    return found
+                body = encode_row(held.type, part, held.rows[part])
+                found.append(RowOp(name, held.type, body))
+                size += len(name) + len(body)
         return found
 
     def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes] | None:
@@ -276,22 +301,43 @@ class Store:
         """A sum over what is live, and the version vector that it covers."""
         if self._digest is None or self._digest[0] != self.seq:
             for key in self._changed:
-                held = self.keys[key]
-                self._parts[key] = digest.contribution(held.type, key, held.rows)
+                self._add_up(key)
             self._changed.clear()
             # One sum in place of 4,096: hashing them all costs more than the rest of a run.
-            whole = sum(part.live for part in self._parts.values()) % digest.MODULUS
-            self._digest = (self.seq, whole.to_bytes(16, "big"))
+            whole = self._whole.to_bytes(16, "big")
+            self._digest = (self.seq, whole)
         return self._digest[1], dict(self.vv)
 
-    def root(self) -> str:
-        """The digest of DESIGN 8, over all buckets."""
+    def _add_up(self, key: bytes) -> None:
+        held = self.keys.get(key)
+        before = self._parts.pop(key, None)
+        if before is not None:
+            self._whole = (self._whole - _as_one(before)) % digest.MODULUS
+        if held is not None:
+            part = self._parts[key] = digest.contribution(held.type, key, held.rows)
+            self._whole = (self._whole + _as_one(part)) % digest.MODULUS
+
+    def sums(self) -> tuple[dict[int, int], list[int]]:
+        """The sum of each bucket, and before it the version vector that they were taken at."""
+        self.flush()
+        self.digest()
         buckets = [0] * digest.BUCKETS
+        for key, part in self._parts.items():
+            bucket = digest.bucket_of(key)
+            buckets[bucket] = (buckets[bucket] + part.live) % digest.MODULUS
+        return dict(self.vv), buckets
+
+    def root(self, now_ms: int = 0) -> str:
+        """The digest of DESIGN 8, over all buckets, worked out anew."""
+        buckets = [0] * digest.BUCKETS
+        hours: dict[int, int] = {}
         for key, held in self.keys.items():
             bucket = digest.bucket_of(key)
             part = digest.contribution(held.type, key, held.rows)
             buckets[bucket] = (buckets[bucket] + part.live) % digest.MODULUS
-        return digest.root(buckets, {}, 0)
+            for hour, amount in part.hours.items():
+                hours[hour] = (hours.get(hour, 0) + amount) % digest.MODULUS
+        return digest.root(buckets, hours, now_ms)
 
     # --- writing
 
@@ -315,7 +361,7 @@ class Store:
             held = self.keys.setdefault(key, KeyRows(type_code))
             held.type = type_code
             held.rows.update(delta)
-            self._changed[key] = None
+            self._mark(key)
         self._extend(actor, hlc)
         self.last_raw = raw
         return record
@@ -336,16 +382,22 @@ class Store:
         self._join(ops)
         self._cover(vv)
 
+    def drop_rows(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None = None) -> None:
+        """Remove rows for good; `vv`, if given, replaces the version vector."""
+        covers = None if vv is None else dict(vv)
+        self._append(logformat.KIND_DROP, _encode((list(row_keys), covers)))
+        self._drop(row_keys, covers)
+
     def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int:
         self._append(kind, _encode(list(items.items())))
         self._put(kind, items)
         return self.seq
 
-    def renew_actor(self) -> int:
+    def renew_actor(self, random_bytes: Callable[[int], bytes]) -> int:
         """Give up the actor (a neighbour found it rolled back or cloned); the old one."""
         self.flush()
         before = self.actor
-        self.actor = int.from_bytes(self._random_bytes(8), "big")
+        self.actor = int.from_bytes(random_bytes(8), "big")
         self.disk.index.meta[b"actor"] = self.actor.to_bytes(8, "big")
         self._head = (self.actor, 0, CHAIN_START)
         return before
@@ -370,7 +422,12 @@ class Store:
             self._note(kind, raw, seq + at)
             self._unapplied.append((kind, raw, seq + at))
         self.durable_seq = self.seq
+        self._chains[self._head[:2]] = self._head[2], self.seq
         self._group, self._open = OpenGroup(), []
+        touched, self._touched = self._touched, {}
+        if touched:
+            for callback in self.on_flush:
+                callback(list(touched))
 
     def apply(self) -> None:
         """What the applier's thread does: the index catches up in one transaction; old log goes."""
@@ -382,8 +439,11 @@ class Store:
         if not self._open:
             for name in durable:
                 key, part = split_row_key(name)
-                held = self.keys[key]
-                fresh.rows[name] = (held.type, encode_row(held.type, part, held.rows[part]))
+                held = self.key_rows(key)
+                if part in held.rows:
+                    fresh.rows[name] = (held.type, encode_row(held.type, part, held.rows[part]))
+                else:
+                    fresh.rows.pop(name, None)
             fresh.items = {kind: dict(pairs) for kind, pairs in self.items.items()}
             fresh.vv = dict(self.vv)
             fresh.applied_seq = self.applied_seq = self.durable_seq
@@ -409,6 +469,8 @@ class Store:
         for records in self._records.values():
             while records and records[0][3] < first_seq:
                 del records[0]
+        for head in [head for head, (_, seq) in self._chains.items() if seq < first_seq]:
+            del self._chains[head]
 
     # --- inside
 
@@ -431,7 +493,23 @@ class Store:
                 changed = error.kept
                 self.actors_reused += 1
             held.rows.update(changed)
-            self._changed[decoded.key] = None
+            self._mark(decoded.key)
+
+    def _mark(self, key: bytes) -> None:
+        self._changed[key] = self._touched[key] = None
+
+    def _drop(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None) -> None:
+        for name in row_keys:
+            key, part = split_row_key(name)
+            held = self.keys.get(key)
+            if held is None:
+                continue
+            held.rows.pop(part, None)
+            if not held.rows:
+                del self.keys[key]
+            self._mark(key)
+        if vv is not None:
+            self.vv = dict(vv)
 
     def _extend(self, actor: int, hlc: int) -> None:
         self.vv[actor] = hlc
@@ -456,4 +534,12 @@ def _row_keys(kind: int, raw: bytes) -> list[bytes]:
         return [op.row_key for op in decode_record(raw, body_bytes_max=len(raw)).ops]
     if kind == logformat.KIND_ROWS:
         return [op.row_key for op in _decode_rows_entry(raw)[0]]
+    if kind == logformat.KIND_DROP:
+        return _decode_drop_entry(raw)[0]
     return []
+
+
+def _as_one(part: digest.Contribution) -> int:
+    """What is live and what expires in hours to come, as one number."""
+    hours = part.hours.items()
+    return part.live + sum((2 * h + 1) * amount for h, amount in hours if h * HOUR_MS > START_MS)

@@ -482,7 +482,7 @@ class Gossip:
                 self._refuse(peer, error)
         for peer, actor, hlc in effects.rollbacks:
             self._events.rollback(peer, actor, hlc)
-        for peer, vv in effects.reseeds:
-            self._events.reseed(peer, vv)
+        for peer, vv, floor in effects.reseeds:
+            self._events.reseed(peer, vv, floor)
         for peer, reason in effects.cuts:
             self.cut(peer, reason)

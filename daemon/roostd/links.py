@@ -51,8 +51,11 @@ class Events:
     session: Callable[[str, bytes], object] = lambda peer, payload: None
     rollback: Callable[[str, int, int], object] = lambda peer, actor, hlc: None
     """A neighbour knows more of this node's actor than it does: take a new actor."""
-    reseed: Callable[[str, Mapping[int, int]], object] = lambda peer, vv: None
-    """This node is behind what that neighbour (with that vector) collected, or was removed."""
+    reseed: Callable[[str, Mapping[int, int], Mapping[int, int]], object] = (
+        lambda peer, vv, gc_floor: None
+    )
+    """This node is behind what that neighbour (with that vector and floor) collected, or was
+    removed."""
     chain: Callable[[str, int, int, bytes], object] = lambda peer, actor, hlc, chain: None
     """Keep durably: a neighbour's own actor, its hlc and chain, as that node told."""
     head_of: Callable[[str], tuple[int, int, bytes] | None] = lambda peer: None

@@ -227,3 +227,84 @@ def test_nothing_is_due_before_the_wake_up_and_something_lacking_never_sleeps_fo
         assert receiver.inflow.wake_ms() > later_ms
         if receiver.inflow.lag_ms(receiver.now_ms):
             assert receiver.inflow.wake_ms() <= later_ms + 2 * SNAPSHOT_STALL_MS
+
+
+# -- joining again
+
+
+def joining(floor: dict[int, int]) -> Receiver:
+    """One that gave up its rows for somebody who had collected up to `floor`."""
+    receiver = Receiver("", {OWN: 7})
+    receiver.near.restart(OWN, floor)
+    return receiver
+
+
+def greeting(vv: dict[int, int], floor: dict[int, int] | None = None) -> f.Greeting:
+    return f.Greeting(versions=(1,), cluster="c", node="z", actor=30, vv=vv, gc_floor=floor or {})
+
+
+def test_who_is_behind_what_is_joined_is_refused_until_its_rows_are_here() -> None:
+    receiver = joining({FAR: 8})
+    with pytest.raises(PeerError, match="Reseed: me takes rows that z is behind; try again"):
+        receiver.inflow.check_joining("z", greeting({FAR: 7}))
+    receiver.inflow.check_joining("z", greeting({FAR: 8}))
+    receiver.inflow.check_joining("z", greeting({}))
+    receiver.link("a", vv={FAR: 9}, floor={FAR: 8})
+    receiver.take()
+    receiver.rows_end("a", 1, {FAR: 9})
+    assert receiver.near.joins == {}
+    receiver.inflow.check_joining("z", greeting({FAR: 7}))
+
+
+def test_rows_of_who_is_behind_a_newcomer_are_not_joined_with_its_rows() -> None:
+    receiver = Receiver("", {})
+    receiver.link("a", vv={FAR: 5})
+    with pytest.raises(PeerError, match="takes the rows of a, who is behind what z has collected"):
+        receiver.inflow.check_joining("z", greeting({FAR: 9}, {FAR: 6}))
+    receiver.inflow.check_joining("z", greeting({FAR: 9}, {FAR: 5}))
+    settled = Receiver("", {FAR: 5})
+    settled.link("a", vv={FAR: 5})
+    settled.inflow.check_joining("z", greeting({FAR: 9}, {FAR: 6}))
+
+
+def test_records_below_the_floor_of_what_is_joined_wait_for_the_rows() -> None:
+    """They may be older than what was collected there, and would bring it back."""
+    receiver = joining({FAR: 8})
+    receiver.link("a", vv={FAR: 9}, floor={FAR: 8})
+    receiver.link("b", vv={FAR: 9})
+    assert [frame for _, frame in receiver.sent()] == [f.SnapshotWant(1)]
+    receiver.records("b", raw(FAR, 8, 0))
+    assert not receiver.take().writes
+    receiver.rows_end("a", 1, {FAR: 8})
+    receiver.records("b", raw(FAR, 9, 8))
+    assert [record.hlc for _, record in receiver.take().writes] == [9]
+
+
+def test_a_snapshot_brings_the_floor_of_its_end() -> None:
+    receiver = Receiver("", {})
+    receiver.link("a", vv={FAR: 9}, floor={FAR: 4})
+    receiver.take()
+    end = f.SnapshotEnd(1, {FAR: 9}, {FAR: 6, FARTHER: 1})
+    receiver.inflow.rows_end(receiver["a"], end, receiver.now_ms)
+    assert receiver.near.gc_floor == {FAR: 6, FARTHER: 1}
+
+
+def test_whoever_is_joined_again_is_asked_whatever_becomes_of_links() -> None:
+    receiver = joining({FAR: 8})
+    receiver.link("a", vv={FAR: 9}, floor={FAR: 8})
+    receiver.unlink("a")
+    assert receiver.near.joins == {FAR: 8}
+    receiver.link("b", vv={FAR: 9})
+    assert receiver.sent()[-1] == ("b", f.SnapshotWant(2))
+    receiver.rows_end("b", 2, {FAR: 7})
+    receiver.take()
+    assert receiver.wait(1)[0] == ("b", f.SnapshotWant(3)), "what came covers too little"
+
+
+def test_a_newcomer_whose_links_are_gone_begins_with_whoever_comes_next() -> None:
+    receiver = Receiver("", {})
+    receiver.link("a", vv={FAR: 9}, floor={FAR: 8})
+    receiver.unlink("a")
+    assert receiver.near.joins == {}
+    receiver.link("b", vv={FAR: 7})
+    assert ("b", f.Want(FAR, 0)) in receiver.sent()

@@ -104,7 +104,7 @@ def test_an_emptied_store_starts_with_an_empty_vector() -> None:
     here.advance(OWN, 5)
     here.gc_floor = {OWN: 3}
     held = here.vv_hash()
-    here.restart(8)
+    here.restart(8, {})
     assert (here.actor, here.nodes[8]) == (8, "me")
     assert not here.vv
     assert not here.gc_floor

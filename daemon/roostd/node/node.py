@@ -12,6 +12,8 @@ from typing import Any
 from roost_crdt import logformat
 from roost_crdt.errors import BadToken, Busy, PeerError, RoostError
 from roost_crdt.frames import Greeting
+from roost_crdt.membership import Membership
+from roost_crdt.membership.collector import keep_floor, load_floor
 from roost_crdt.policy import PolicyTable, refuse_changes
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
@@ -26,8 +28,6 @@ from roostd.keyring import Keyring
 from roostd.metrics import registry
 from roostd.node.backends import consensus_backend
 from roostd.node.clock import Clock
-from roostd.node.cluster import Membership
-from roostd.node.collector import keep_floor, load_floor
 from roostd.node.groups import Groups
 from roostd.node.identity import Identity
 from roostd.node.issuers import KEYS_OF, Issuers
@@ -36,6 +36,7 @@ from roostd.node.linear import Linear
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
+from roostd.node.retention import Retention
 from roostd.node.sessionrows import SessionRows
 from roostd.node.standby import Standbys
 from roostd.node.startup import limits_of, pid_namespace, tls_of
@@ -153,7 +154,7 @@ class Node:
                 link_down=self._link_down,
                 session=self._session_frame,
                 rollback=self.identity.rollback,
-                reseed=lambda peer, vv: self.membership.reseed(peer, vv),
+                reseed=lambda peer, vv, floor: self.membership.reseed(peer, vv, floor),
                 chain=self.identity.keep_chain,
                 head_of=self.identity.chain_of,
                 check_greeting=self.identity.check_greeting,
@@ -164,16 +165,26 @@ class Node:
             tls=tls,
             rpc_handler=self.rpc.accepted,
         )
+        self._wire_membership()
+
+    def _wire_membership(self) -> None:
+        neighbours = [neighbour.id for neighbour in self.config.neighbours]
         self.membership = Membership(
-            config.node.id,
-            store=store,
-            gossip=self.gossip,
-            groups=self.groups,
+            self.config.node.id,
+            store=self.store,
+            replica=self.gossip.replica,
             committed=self._committed,
+            flush=self.groups.flush,
+            cut=self.gossip.cut,
             now_ms=self.now_ms,
+            boot_ms=wire.boot_ms,
+            random_bytes=os.urandom,
+            neighbours=lambda: neighbours,
             limits=self.limits,
             new_actor=lambda actor: self.shelf.renew(actor),
+            tell=log.warning,
         )
+        self.retention = Retention(self.store, self.gossip, self.membership.members.roster)
 
     def _wire_keys(self) -> None:
         config = self.config
@@ -475,5 +486,7 @@ class Node:
             self.sessions.tick()
             self.issuers.tick()
             self.membership.tick()
+            if not self.membership.reseeding.stage:
+                self.retention.tick()
             if not self.groups.pending:
                 self.sessions.delivery.after_flush()

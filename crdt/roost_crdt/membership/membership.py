@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from roost_crdt.errors import Busy
 from roost_crdt.limits import Limits
 from roost_crdt.record import Record
-from roostd import wire
-from roostd.gossip import Gossip
-from roostd.node.collector import Collector
-from roostd.node.groups import Groups
-from roostd.node.members import Members
-from roostd.node.reseeding import Reseeding
-from roostd.node.retention import Retention
-from roostd.store import Store
+from roost_crdt.replica import Replica
 
-__all__ = ["Membership"]
+from .collector import Collector
+from .reports import Members
+from .reseeding import Reseeding
+from .storage import MemberStore
 
 
 class Membership:
@@ -27,26 +23,34 @@ class Membership:
         self,
         node: str,
         *,
-        store: Store,
-        gossip: Gossip,
-        groups: Groups,
+        store: MemberStore,
+        replica: Replica,
         committed: Callable[[Record], None],
+        flush: Callable[[], None],
+        cut: Callable[[str, str], None],
         now_ms: Callable[[], int],
+        boot_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        neighbours: Callable[[], Iterable[str]],
         limits: Limits,
         new_actor: Callable[[int], None],
+        tell: Callable[[str], None],
     ) -> None:
-        replica = gossip.replica
-        groups.flush()
-        self._gossip = gossip
+        """`now_ms` is the wall clock, `boot_ms` one that only advances. `neighbours` are those of
+        the configuration. `new_actor` is told the actor of a store that was emptied; `tell` gets
+        a line for the log."""
+        flush()
+        self._replica = replica
         self.members = Members(
             node,
             store=store,
             replica=replica,
             committed=committed,
             now_ms=now_ms,
-            boot_ms=wire.boot_ms,
+            boot_ms=boot_ms,
             limits=limits,
-            cut=gossip.cut,
+            cut=cut,
+            tell=tell,
         )
         self.collector = Collector(
             node,
@@ -54,9 +58,11 @@ class Membership:
             store=store,
             replica=replica,
             committed=committed,
-            flush=groups.flush,
+            flush=flush,
             now_ms=now_ms,
+            neighbours=neighbours,
             limits=limits,
+            tell=tell,
         )
         self.reseeding = Reseeding(
             node,
@@ -64,17 +70,21 @@ class Membership:
             replica=replica,
             roster=self.members.roster,
             committed=committed,
-            flush=groups.flush,
+            flush=flush,
             now_ms=now_ms,
             emptied=self._emptied,
+            random_bytes=random_bytes,
+            tell=tell,
         )
-        self.retention = Retention(store, gossip, self.members.roster)
         self._new_actor = new_actor
+        self._neighbours = neighbours
+        self._agreed = False
         store.on_flush.append(self.members.changed)
 
-    def reseed(self, peer: str, vv: Mapping[int, int]) -> None:
-        """This node is behind what a neighbour (that holds `vv`) has collected, or was removed."""
-        self.reseeding.trigger(peer, vv)
+    def reseed(self, peer: str, vv: Mapping[int, int], floor: Mapping[int, int]) -> None:
+        """This node is behind what a neighbour (that holds `vv`) has collected up to `floor`, or
+        was removed."""
+        self.reseeding.trigger(peer, vv, floor)
         self.collector.collection.end()
 
     def _emptied(self, actor: int) -> None:
@@ -95,10 +105,17 @@ class Membership:
         if self.reseeding.stage:
             self.reseeding.tick()
             return
-        if not self._gossip.replica.clock_refused():
+        if not self._agreed_with():
+            return
+        if not self._replica.clock_refused():
             self.members.tick()
         self.collector.tick()
-        self.retention.tick()
+
+    def _agreed_with(self) -> bool:
+        """Whether a neighbour knows this node as the actor that it writes as: a store that is a
+        copy writes nothing of its own accord before somebody could have told."""
+        self._agreed = self._agreed or bool(self._replica.peers) or not any(self._neighbours())
+        return self._agreed
 
     def remove(self, node: str) -> int:
         """Take a node out of the members: what it holds is no longer waited for, and it has to

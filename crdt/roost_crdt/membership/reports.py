@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 from roost_crdt.errors import BadRequest, RoostError
@@ -21,9 +20,8 @@ from roost_crdt.record import Record
 from roost_crdt.replica import Replica
 from roost_crdt.rows import Delta
 from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER
-from roostd.store import Store
 
-log = logging.getLogger("roostd.node.members")
+from .storage import MemberStore
 
 _SCAN_BYTES = 1 << 20
 OBSERVED_MS = 3_600_000
@@ -39,13 +37,14 @@ class Members:
         self,
         node: str,
         *,
-        store: Store,
+        store: MemberStore,
         replica: Replica,
         committed: Callable[[Record], None],
         now_ms: Callable[[], int],
         boot_ms: Callable[[], int],
         limits: Limits,
         cut: Callable[[str, str], None],
+        tell: Callable[[str], None],
     ) -> None:
         self.node = node
         self.roster = Roster()
@@ -56,6 +55,7 @@ class Members:
         self._boot_ms = boot_ms
         self._limits = limits
         self._cut = cut
+        self._tell = tell
         self._started_ms = boot_ms()
         self._looked_ms = 0
         self.load()
@@ -73,7 +73,7 @@ class Members:
             after = page[-1].row_key
             if len(own) < len(keys):
                 break
-        self._tell()
+        self._apply()
 
     def changed(self, keys: Iterable[bytes]) -> None:
         """Rows of these keys have become durable."""
@@ -81,9 +81,9 @@ class Members:
         for key in own:
             self.roster.load(key, self._store.key_rows(key).rows)
         if own:
-            self._tell()
+            self._apply()
 
-    def _tell(self) -> None:
+    def _apply(self) -> None:
         replica = self._replica
         replica.roster_hash = self.roster.hash()
         replica.removed = frozenset(self.roster.removed)
@@ -104,7 +104,7 @@ class Members:
             if self._boot_ms() - self._started_ms >= OBSERVED_MS:
                 self._remove_silent(now_ms)
         except RoostError as error:
-            log.warning("the roster is written later: %s", error)
+            self._tell(f"the roster is written later: {error}")
 
     def _report(self, now_ms: int) -> None:
         store, mine = self._store, self.roster.nodes.get(self.node)
@@ -144,7 +144,7 @@ class Members:
             silent_ms = now_ms - member.told_ms
             linked = member.node in self._replica.peers or member.node == self.node
             if silent_ms >= self._limits.member_silent_ms and not linked:
-                log.warning("%s has been silent for %d ms: removed", member.node, silent_ms)
+                self._tell(f"{member.node} has been silent for {silent_ms} ms: removed")
                 self.remove(member.node)
 
     def remove(self, node: str) -> int:
@@ -162,7 +162,7 @@ class Members:
         rows = self._store.key_rows(key).rows
         stamp = self._store.stamp(self._now_ms())
         self._write(key, removal_delta(rows, node, stamp), stamp)
-        self._tell()
+        self._apply()
         return member.actor
 
     def listed(self) -> list[dict[str, object]]:

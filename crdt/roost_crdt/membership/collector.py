@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -15,9 +14,8 @@ from roost_crdt.members import Roster
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
 from roost_crdt.rows.layout import Part, row_key
-from roostd.store import Store
 
-log = logging.getLogger("roostd.node.collector")
+from .storage import MemberStore
 
 GC_FLOOR = b"gc_floor"
 _PAGE_BYTES = 128 << 10
@@ -26,13 +24,13 @@ _DROP_KEYS = 500
 _decode_floor = msgspec.msgpack.Decoder(dict[int, int]).decode
 
 
-def load_floor(store: Store) -> dict[int, int]:
+def load_floor(store: MemberStore) -> dict[int, int]:
     """What has been collected in this store, or at the neighbour whose snapshot it took."""
     raw = store.get(KIND_META, GC_FLOOR)
     return {} if raw is None else _decode_floor(raw)
 
 
-def keep_floor(store: Store, floor: Mapping[int, int]) -> None:
+def keep_floor(store: MemberStore, floor: Mapping[int, int]) -> None:
     """Durable with the group in hand, before anything that it speaks of."""
     raw = msgspec.msgpack.encode(dict(floor))
     if store.get(KIND_META, GC_FLOOR) != raw:
@@ -47,12 +45,14 @@ class Collector:
         node: str,
         *,
         roster: Roster,
-        store: Store,
+        store: MemberStore,
         replica: Replica,
         committed: Callable[[Record], None],
         flush: Callable[[], None],
         now_ms: Callable[[], int],
+        neighbours: Callable[[], Iterable[str]],
         limits: Limits,
+        tell: Callable[[str], None],
     ) -> None:
         self.collection = Collection(node, roster, limits.gc_rows_max)
         self.dropped = 0
@@ -64,7 +64,9 @@ class Collector:
         self._committed = committed
         self._flush = flush
         self._now_ms = now_ms
+        self._neighbours = neighbours
         self._limits = limits
+        self._tell = tell
         self._after = b""
         self._scanned = b""
         self._due_ms = 0
@@ -81,7 +83,7 @@ class Collector:
             elif self._agreed():
                 self._raise_floor()
         except RoostError as error:
-            log.warning("collection goes on later: %s", error)
+            self._tell(f"collection goes on later: {error}")
 
     def _scan(self) -> None:
         self._flush()
@@ -137,6 +139,11 @@ class Collector:
         replica = self._replica
         if replica.takes_rows or replica.gives_rows or self._store.dirty:
             return False
+        known = {(member.node, member.actor) for member in self._roster.members.values()}
+        if any((p.node, p.greeting.actor) not in known for p in replica.peers.values()):
+            return False  # somebody has just come and is still to be entered
+        if any(name not in self._roster.nodes for name in self._neighbours()):
+            return False  # never met: it may hold what is older than what is deleted here
         return self.collection.step(self._store.vv) is Stage.DROP
 
     def _raise_floor(self) -> None:

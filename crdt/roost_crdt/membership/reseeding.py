@@ -11,8 +11,6 @@ Sessions, spends and the outbox are of other kinds and stay. Own writes are refu
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
@@ -32,10 +30,9 @@ from roost_crdt.rows.layout import (
     Part,
     split_row_key,
 )
-from roostd.node.collector import GC_FLOOR
-from roostd.store import Store
 
-log = logging.getLogger("roostd.node.reseed")
+from .collector import GC_FLOOR
+from .storage import MemberStore
 
 MARKER = b"reseed"
 PAGES = b"reseed/"
@@ -55,6 +52,8 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     """What the neighbour held: joined again once this is covered."""
     actors: tuple[int, ...]
     """Own actors, all given up; the last of them wrote newest."""
+    floor: dict[int, int] = {}
+    """What it had collected: nobody who is behind that may be joined."""
 
 
 class Exported(msgspec.Struct, array_like=True, frozen=True):
@@ -78,14 +77,15 @@ class Reseeding:
         self,
         node: str,
         *,
-        store: Store,
+        store: MemberStore,
         replica: Replica,
         roster: Roster,
         committed: Callable[[Record], None],
         flush: Callable[[], None],
         now_ms: Callable[[], int],
         emptied: Callable[[int], None],
-        random_bytes: Callable[[int], bytes] = os.urandom,
+        random_bytes: Callable[[int], bytes],
+        tell: Callable[[str], None],
     ) -> None:
         """`emptied` is told the new actor once nothing replicated is held any more."""
         self._node = node
@@ -97,11 +97,14 @@ class Reseeding:
         self._now_ms = now_ms
         self._emptied = emptied
         self._random_bytes = random_bytes
-        self._trigger: tuple[str, dict[int, int]] | None = None
+        self._tell = tell
+        self._trigger: tuple[str, dict[int, int], dict[int, int]] | None = None
         raw = store.get(KIND_META, MARKER)
         self._marker = None if raw is None else _decode_marker(raw)
         if self._marker is not None and self._marker.stage == "wipe":
             replica.give_up()
+        elif self._marker is not None:
+            replica.rejoin(self._marker.floor)
 
     @property
     def stage(self) -> str:
@@ -110,16 +113,18 @@ class Reseeding:
             return self._marker.stage
         return "export" if self._trigger is not None else ""
 
-    def trigger(self, peer: str, vv: Mapping[int, int]) -> None:
-        """This node is behind what `peer` has collected (or was removed); `vv` is what it holds."""
+    def trigger(self, peer: str, vv: Mapping[int, int], floor: Mapping[int, int]) -> None:
+        """This node is behind `floor`, which `peer` has collected (or was removed); `vv` is what
+        the peer holds."""
         if self.stage in ("export", "wipe"):
             return
-        log.warning("this node gives up its rows and takes those of %s", peer)
+        self._tell(f"this node gives up its rows and takes those of {peer}")
         self._replica.give_up()
         if self._marker is None:
-            self._trigger = peer, dict(vv)
+            self._trigger = peer, dict(vv), dict(floor)
         else:  # once more, before it had joined again; the export is as it was
-            self._mark(Marker("wipe", peer, dict(vv), (*self._marker.actors, self._store.actor)))
+            actors = (*self._marker.actors, self._store.actor)
+            self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor)))
 
     def tick(self) -> None:
         """The next step. A refused write is tried again."""
@@ -130,7 +135,7 @@ class Reseeding:
             elif self._marker is not None:
                 self._join(self._marker)
         except RoostError as error:
-            log.warning("reseed goes on later: %s", error)
+            self._tell(f"reseed goes on later: {error}")
 
     def _give_up(self) -> None:
         self._flush()
@@ -147,7 +152,7 @@ class Reseeding:
 
     def _export(self) -> None:
         assert self._trigger is not None
-        peer, vv = self._trigger
+        peer, vv, floor = self._trigger
         mine = self._roster.nodes.get(self._node)
         known = () if mine is None else (*mine.retired, mine.actor)
         actors = (*dict.fromkeys(a for a in known if a != self._store.actor), self._store.actor)
@@ -162,10 +167,10 @@ class Reseeding:
         for number, page in enumerate(self._pages(touched, bases)):
             self._store.put(KIND_META, {PAGES + b"%08d" % number: _encode(page)})
             self._flush()
-        self._mark(Marker("wipe", peer, vv, actors))
+        self._mark(Marker("wipe", peer, vv, actors, floor))
         self._trigger = None
         self._flush()
-        log.warning("exported %d keys of own writes that %s lacks", len(touched), peer)
+        self._tell(f"exported {len(touched)} keys of own writes that {peer} lacks")
 
     def _touched(self, actor: int, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
         """Rows that records of an own actor wrote and the neighbour lacks."""
@@ -279,9 +284,9 @@ class Reseeding:
         self._store.put(KIND_META, {GC_FLOOR: None})
         self._mark(msgspec.structs.replace(marker, stage="join"))
         self._flush()
-        self._replica.reseeded(self._store.actor)
+        self._replica.reseeded(self._store.actor, marker.floor)
         self._emptied(self._store.actor)
-        log.warning("rows are given up; this node joins again as actor %016x", self._store.actor)
+        self._tell(f"rows are given up; this node joins again as actor {self._store.actor:016x}")
 
     # -- join and write
 
@@ -291,7 +296,7 @@ class Reseeding:
         pages = self._store.scan(KIND_META, PAGES, b"", 1)
         if not pages:
             self._mark(None)
-            log.warning("this node has joined again")
+            self._tell("this node has joined again")
             return
         name, raw = pages[0]
         stamp = self._store.stamp(self._now_ms())
@@ -304,11 +309,11 @@ class Reseeding:
     def _again(self, one: Exported, lacking: Lacking) -> Iterator[tuple[bytes, int, Delta]]:
         try:
             held = self._store.key_rows(one.key)
-        except CorruptData:
-            log.exception("own writes to %r cannot be written again", one.key)
+        except CorruptData as error:
+            self._tell(f"own writes to {one.key!r} cannot be written again: {error}")
             return
         if held.type not in (0, one.type):
-            log.error("own writes to %r are of another type than its rows now", one.key)
+            self._tell(f"own writes to {one.key!r} are of another type than its rows now")
             return
         rows = {part: decode_row(one.type, part, body) for part, body in one.rows}
         delta = rewrite(one.type, held.rows, rows, lacking._replace(bases=one.bases))
