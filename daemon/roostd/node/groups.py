@@ -2,18 +2,24 @@
 
 What is written in a turn is appended to the open group; at the end of the turn one fdatasync makes
 it durable, then every held answer and frame is released together. Nothing that a crash could take
-back is ever shown.
+back is ever shown. A turn that many connections make long is several groups: what came first does
+not wait for the last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from roostd.store import Store, StoreFailed
 
 log = logging.getLogger(__name__)
+
+
+GROUP_S = 0.001
+"""A group that is older is not left open for the rest of the turn."""
 
 
 class Groups:
@@ -26,6 +32,8 @@ class Groups:
         self._after: list[Callable[[], None]] = []
         self._future: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._due_s = 0.0
         store.schedule = self._schedule
 
     @property
@@ -49,6 +57,11 @@ class Groups:
             return False
         self._waiting.append(callback)
         return True
+
+    def end_due(self, now_s: float) -> None:
+        """Flush if the open group has lasted long enough; `now_s` is monotonic."""
+        if now_s > self._due_s:
+            self.flush()
 
     async def durable(self) -> None:
         """Return when all that is written so far is durable. Raises UnknownOutcome if it failed."""
@@ -81,4 +94,11 @@ class Groups:
             callback()
 
     def _schedule(self) -> None:
-        self._loop.call_soon(self.flush)
+        self._due_s = time.monotonic() + GROUP_S
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._scheduled = False
+        self.flush()

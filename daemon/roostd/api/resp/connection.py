@@ -35,8 +35,8 @@ _clock_ns = time.perf_counter_ns
 
 RELEASE_BYTES = 1024 * 1024
 """With more than this held, replies are released before the next command runs."""
-COMMANDS_PER_TURN = 1_000
-"""Commands run before the loop gets its turn; about 10 ms."""
+COMMANDS_PER_TURN = 200
+"""Commands of one connection that run, and become one group, before others have their turn."""
 BACKLOG_BYTES = 256 * 1024
 """Bytes kept unread while a command awaits; above it the socket is not read."""
 WRITE_STALL_S = 30.0
@@ -410,8 +410,10 @@ class Connection(asyncio.Protocol):
                 task = self._await_standby()
                 self._task = asyncio.get_running_loop().create_task(task)
             return
-        if self._out and self.node.groups.hold(self._flush):
+        groups = self.node.groups
+        if self._out and groups.hold(self._flush):
             self._held = True
+            groups.end_due(self._received_s)
         else:
             self._flush()
 

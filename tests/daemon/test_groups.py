@@ -1,0 +1,92 @@
+"""Groups: what is held leaves when it is durable, and a long turn does not hold all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from roostd.node.groups import GROUP_S, Groups
+from roostd.store import StoreFailed
+
+
+class Disk:
+    """What Groups needs of a store; `written` and `durable` are what it holds."""
+
+    def __init__(self) -> None:
+        self.schedule: Callable[[], None] | None = None
+        self.written: list[str] = []
+        self.durable: list[str] = []
+        self.flushes = 0
+        self.fails = False
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.written)
+
+    def write(self, what: str) -> None:
+        assert self.schedule is not None
+        if not self.written:
+            self.schedule()
+        self.written.append(what)
+
+    def flush(self) -> None:
+        if self.fails:
+            raise StoreFailed("the disk failed")
+        self.flushes += 1
+        self.durable += self.written
+        self.written.clear()
+
+
+def groups_of(disk: Disk, failures: list[BaseException] | None = None) -> Groups:
+    return Groups(disk, (failures if failures is not None else []).append)  # type: ignore[arg-type]
+
+
+async def test_what_is_held_leaves_once_when_it_is_durable() -> None:
+    disk = Disk()
+    groups, seen = groups_of(disk), []
+    assert not groups.hold(lambda: seen.append("never"))
+    groups.on_durable(lambda: seen.append("at once"))
+    disk.write("a")
+    assert groups.hold(lambda: seen.append(list(disk.durable)))
+    assert seen == ["at once"]
+    await groups.durable()
+    assert seen == ["at once", ["a"]]
+    await asyncio.sleep(0)
+    assert disk.flushes == 1
+    assert len(seen) == 2
+
+
+async def test_a_group_that_lasts_is_ended_before_its_turn_is() -> None:
+    disk = Disk()
+    groups, seen = groups_of(disk), []
+    disk.write("a")
+    groups.hold(lambda: seen.append("a"))
+    groups.end_due(time.monotonic())
+    assert disk.durable == seen == []
+    groups.end_due(time.monotonic() + 2 * GROUP_S)
+    assert disk.durable == seen == ["a"]
+    disk.write("b")
+    groups.hold(lambda: seen.append("b"))
+    groups.end_due(time.monotonic())
+    assert seen == ["a"], "the next group begins its own time"
+    await asyncio.sleep(0)
+    assert disk.durable == seen == ["a", "b"]
+    disk.write("c")
+    groups.hold(lambda: seen.append("c"))
+    await asyncio.sleep(0)
+    assert disk.durable == seen == ["a", "b", "c"]
+    assert disk.flushes == 3
+
+
+async def test_nothing_leaves_after_a_failure() -> None:
+    disk, failures = Disk(), list[BaseException]()
+    groups, seen = groups_of(disk, failures), list[str]()
+    disk.write("a")
+    groups.hold(lambda: seen.append("a"))
+    disk.fails = True
+    groups.end_due(time.monotonic() + 2 * GROUP_S)
+    assert seen == []
+    assert [str(failure) for failure in failures] == ["the disk failed"]
+    await asyncio.sleep(0)
+    assert seen == []
