@@ -167,8 +167,6 @@ class Replica:
 
     def clock_refused(self) -> bool:
         """Neighbours would wait, or do, until this node's stamps are due: it must not write."""
-        if not self.peers:
-            return False
         offset_ms = self.clock_offset_ms()
         if offset_ms is not None and offset_ms > self.limits.clock_offset_max_ms:
             return True
@@ -302,12 +300,10 @@ class Replica:
 
     def committed(self, record: Record, raw: bytes) -> None:
         """A record of this node was appended to its log (it need not be durable yet)."""
-        near = self._near
-        assert record.actor == near.actor, "only own records are committed"
-        assert record.prev_hlc <= near.vv.get(record.actor, 0), "own records are contiguous"
-        near.advance(record.actor, record.hlc)
-        if near.peers:
-            self._outflow.forward(raw, record, None)
+        assert record.actor == self._near.actor, "only own records are committed"
+        assert record.prev_hlc <= self._near.vv.get(record.actor, 0), "own records are contiguous"
+        self._near.advance(record.actor, record.hlc)
+        self._outflow.forward(raw, record, None)
 
     def digested(self, digest: bytes, vv: Mapping[int, int]) -> None:
         """The store's digest and the version vector that it was taken at."""
