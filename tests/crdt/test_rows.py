@@ -105,6 +105,9 @@ def test_a_body_over_its_bound_is_refused() -> None:
     body = encode_row(layout.TYPE_REGISTER, layout.VALUE, (1, 1, 1, b"x" * 50, 0, 0, 0))
     with pytest.raises(CorruptData, match="at most 10"):
         decode_row(layout.TYPE_REGISTER, layout.VALUE, body, body_bytes_max=10)
+    for bound in (len(body), None):
+        row = decode_row(layout.TYPE_REGISTER, layout.VALUE, body, body_bytes_max=bound)
+        assert row[3] == b"x" * 50
 
 
 def test_an_unknown_place_is_our_own_fault() -> None:

@@ -11,13 +11,21 @@ with the same bytes and the same value in any order, duplication and batching, a
 decoded is what was encoded. `check_deltas` checks besides that joining deltas gives the states
 that they came from.
 
-Histories. `histories(type_name)` draws what several replicas of one key do: operations,
+Operations. `convergence_test` plays what several replicas do to a type, and compares what they
+show with what you expect of the history alone (docs/TESTING.md has an example):
+
+    ADDS = Operations(st.integers(), lambda s, n, stamp: frozenset({n}),
+                      expected=lambda history: {event.operation for event in history})
+    test_gset_converges = convergence_test(GSET, ADDS)     # GSET with value=set
+
+Rows. `histories(type_name)` draws what several replicas of one key do: operations,
 records of one or more of them, deliveries by origin, clocks that differ. `run` plays one
 with real rows, through encoded records. Needs hypothesis (the extra `test`).
 """
 
 from __future__ import annotations
 
+from roost_crdt.testing.convergence import Event, Operations, convergence_test
 from roost_crdt.testing.histories import History, Replica, Step, histories, run
 from roost_crdt.testing.laws import (
     Lattice,
@@ -35,15 +43,18 @@ __all__ = [
     "START_MS",
     "TYPES",
     "WINDOW_MS",
+    "Event",
     "History",
     "Lattice",
     "LawBroken",
+    "Operations",
     "Replica",
     "Step",
     "arrangements",
     "check_arrangement",
     "check_deltas",
     "check_laws",
+    "convergence_test",
     "histories",
     "law_test",
     "leaves",
