@@ -2,11 +2,11 @@
 
     python bench/core.py [--seconds S] [--records N]
 
-Prints one Markdown table per question. Times are the best of many runs of a
-millisecond of processor time, in
-one process, without I/O; sizes and copies do not depend on the machine. Copies come from the
-replicas of the tests' network in virtual time, in the steady state: greetings, the first
-records and what they teach the links (PRUNE) are left out, and said beside it.
+Prints one Markdown table per question. Times are the best of many runs of a millisecond of
+processor time, in one process, without I/O; sizes and copies do not depend on the machine.
+Copies come from the replicas of the tests' network in virtual time, in the steady state:
+greetings, the first records and what they teach the links (PRUNE) are left out, and said beside
+it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+import pycrdt
 from replication_network import Network, edges_of
 
+from roost_crdt import document, values
 from roost_crdt.hlc import Stamp, hlc_from_ms
 from roost_crdt.record import (
     Record,
@@ -35,6 +37,7 @@ from roost_crdt.rows import (
     Rows,
     counter,
     decode_row,
+    doc,
     encode_row,
     join_row,
     map,  # noqa: A004
@@ -52,6 +55,8 @@ TOPOLOGIES = ("line", "ring", "star", "mesh")
 RUN_S = 0.001
 FIRST_ACTOR = 1 << 62
 """Actors are random 64-bit numbers: small ones would flatter the sizes."""
+FIRST_CLIENT = 1 << 31
+"""And ids of Yjs clients random 32-bit numbers."""
 
 
 def stamp_of(at: int, actor: int) -> Stamp:
@@ -70,15 +75,30 @@ def write(name: str, rows: Rows, stamp: Stamp) -> Rows:
         delta = map.put(rows, {b"weight": VALUE}, stamp, NOW_MS)
     elif name == "map counter":
         delta = map.add(rows, b"weight", 1, stamp, NOW_MS)
+    elif name == "doc":
+        update = typed(rows, stamp[1])
+        delta = doc.put(rows, update, stamp, NOW_MS, yjs=document, vv={}, owner=bytes(8))
     else:
         delta = rate.add(rows, 1, stamp, NOW_MS, 60_000)
     return {**rows, **delta}
 
 
-TYPES = ("register", "counter", "set", "map", "map counter", "rate")
+def typed(rows: Rows, actor: int) -> bytes:
+    """The update of a Yjs client that appends VALUE to a text of what is there."""
+    yjs: pycrdt.Doc[pycrdt.Text] = pycrdt.Doc(client_id=FIRST_CLIENT + actor % FIRST_ACTOR)
+    yjs.apply_update(values.doc_update(rows, NOW_MS) or b"\0\0")
+    made: list[bytes] = []
+    yjs.observe(lambda event: made.append(event.update))
+    text = yjs.get("t", type=pycrdt.Text)
+    text += VALUE.decode()
+    return made[0]
+
+
+TYPES = ("register", "counter", "set", "map", "map counter", "rate", "doc")
 PAYLOADS = {"register": len(VALUE), "set": len(VALUE), "map": len(VALUE) + len(b"weight")}
-PAYLOADS |= {"map counter": len(b"weight") + 8, "counter": 8, "rate": 8}
-"""What a caller has put in: a value, an element, a field and its value, a number of 8 bytes."""
+PAYLOADS |= {"map counter": len(b"weight") + 8, "counter": 8, "rate": 8, "doc": len(VALUE)}
+"""What a caller has put in: a value, an element, a field and its value, a number of 8 bytes, a
+text (each actor's own)."""
 
 
 def type_code(name: str) -> int:
@@ -168,7 +188,7 @@ def metadata(name: str, actors: int) -> tuple[int, int]:
         len(row_key(KEY, part)) - len(KEY) + 5 + len(encode_row(code, part, row))
         for part, row in rows.items()
     )
-    return size - PAYLOADS[name], len(rows)
+    return size - PAYLOADS[name] * (actors if name == "doc" else 1), len(rows)
 
 
 def sizes() -> Iterator[str]:

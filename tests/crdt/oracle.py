@@ -333,7 +333,9 @@ class RateOracle(Oracle):
         if self.hidden(now_ms):
             return 0
         current, elapsed_ms = divmod(now_ms, self.window_ms)
-        now = [slot for slot in self.slots("window") if slot[1] >= current]
+        # A window that begins half a second from now is no neighbour's: a clock was set back.
+        newest = (now_ms + 500) // self.window_ms
+        now = [slot for slot in self.slots("window") if current <= slot[1] <= newest]
         former = [slot for slot in self.slots("window") if slot[1] == current - 1]
         share = self.window_ms - elapsed_ms
         return (self.total(now) or 0) + (self.total(former) or 0) * share // self.window_ms

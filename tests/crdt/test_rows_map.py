@@ -183,7 +183,7 @@ def test_a_stamp_below_what_is_held_is_our_own_fault(operation: Callable[[], Row
 
 
 def test_one_stamp_with_two_bodies_keeps_the_same_one_everywhere() -> None:
-    one, two = (5, A, 1, b"one", 0), (5, A, 1, b"two", 0)
+    one, two = (5, A, 1, b"two", 0), (5, A, 1, b"more bytes", 0)
     early, late = (9, A, 5, A, 100), (1, A, 5, A, 200)
     for a, b in ((one, two), (two, one)):
         with pytest.raises(StampReused) as raised:

@@ -32,6 +32,17 @@ def test_the_former_window_weighs_by_what_the_sliding_one_covers() -> None:
     assert rate.estimate(rows, 1_300, W) == 0
 
 
+def test_a_clock_that_was_set_back_does_not_count_hours_at_once() -> None:
+    rows: Rows = {}
+    for second in range(60):
+        rows = _add(rows, 10, 1_000_000 + 1_000 * second, window_ms=1_000)
+    assert rate.estimate(rows, 1_059_999, 1_000) == 10
+    assert rate.estimate(rows, 1_000_000, 1_000) == 10
+    assert rate.estimate(rows, 999_500, 1_000) == 10, "a neighbour's clock may be so far ahead"
+    assert rate.estimate(rows, 999_499, 1_000) == 0
+    assert rate.estimate(_add(rows, 1, 990_000, window_ms=1_000), 990_000, 1_000) == 1
+
+
 def test_actors_add_up_and_nothing_is_doubled() -> None:
     one, two = _add({}, 3, 1_000, A), _add(_add({}, 2, 1_000, B), 2, 1_001, B)
     joined = _join(_join(one, two), one)

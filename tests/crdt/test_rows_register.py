@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import Rows, StampReused, decode_row, encode_row, join_row, register
 from roost_crdt.rows.layout import TYPE_REGISTER, VALUE
+from roost_crdt.rows.leaf import Leaf
 
 A, B = 1, 2
 
@@ -100,6 +102,19 @@ def test_one_stamp_with_two_values_keeps_the_same_one_everywhere() -> None:
         with pytest.raises(StampReused) as raised:
             register.join(a, b)
         assert raised.value.kept == two
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(b"aa", b"b"), (b"z", "1"), (b"", "null"), (b"x" * 300, b"y"), (b"", b"\0")]
+)
+def test_one_stamp_with_two_values_keeps_the_larger_bytes(one: Leaf, other: Leaf) -> None:
+    rows = [register.put({}, leaf, (5, A))[VALUE] for leaf in (one, other)]
+    rows.append(register.delete(register.put({}, b"", (4, A)), (5, A))[VALUE])
+    for a, b in permutations(rows, 2):
+        with pytest.raises(StampReused) as raised:
+            register.join(a, b)
+        bodies = [encode_row(TYPE_REGISTER, VALUE, row) for row in (a, b, raised.value.kept)]
+        assert bodies[2] == max(bodies[:2])
 
 
 def test_one_stamp_with_two_expiries_keeps_the_later() -> None:

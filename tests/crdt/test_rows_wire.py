@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roost_crdt.errors import CorruptData
-from roost_crdt.rows.wire import MILLIS_MAX, U64, Millis, SmallInt, decoder, encode
+from roost_crdt.rows.wire import MILLIS_MAX, U64, Millis, SmallInt, decoder, encode, larger
 
 ROW = tuple[U64, SmallInt, bytes, Millis]
 decode = decoder(ROW)
@@ -21,6 +21,15 @@ rows = st.tuples(
 def test_a_row_comes_back_as_it_was(row: tuple[int, int, bytes, int]) -> None:
     assert decode(encode(row)) == row
     assert encode(list(row)) == encode(row)
+
+
+@given(rows, rows, rows)
+def test_the_larger_bytes_are_the_same_in_any_order(
+    a: tuple[object, ...], b: tuple[object, ...], c: tuple[object, ...]
+) -> None:
+    assert larger(a, b) == larger(b, a)
+    assert larger(larger(a, b), c) == larger(a, larger(b, c))
+    assert encode(larger(a, b)) == max(encode(a), encode(b))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from roost_crdt.rows.layout import (
     erasure_part,
 )
 from roost_crdt.rows.set import cleared_of, expiring_head
-from roost_crdt.rows.wire import U64, decoder
+from roost_crdt.rows.wire import U64, decoder, larger
 from roost_crdt.yplaces import Runs, runs_by_client
 from roost_crdt.ystructs import delete_update, read_structs
 
@@ -115,7 +115,7 @@ def join(a: Row, b: Row) -> Row:
 def join_erasure(a: Row, b: Row) -> Row:
     if a == b:
         return a
-    raise StampReused("two erasures of a document under one stamp", max(a, b))
+    raise StampReused("two erasures of a document under one stamp", larger(a, b))
 
 
 def _continues(high: Row, low: Row) -> bool:

@@ -39,7 +39,7 @@ from roost_crdt.rows.layout import (
     field_part,
 )
 from roost_crdt.rows.leaf import KIND_DEAD, Leaf, check_leaf, kind_and_bytes, leaf_from
-from roost_crdt.rows.wire import U64, Millis, SmallInt, decoder
+from roost_crdt.rows.wire import U64, Millis, SmallInt, decoder, larger
 
 _decode_row = decoder(tuple[U64, U64, SmallInt, bytes, Millis])
 _decode_head = decoder(tuple[U64, U64, U64, U64, Millis])
@@ -63,10 +63,9 @@ def join(a: Row, b: Row) -> Row:
     """The later stamp; StampReused if one stamp has two contents."""
     if a == b:
         return a
-    kept = a if a > b else b
     if a[:2] == b[:2]:
-        raise StampReused(f"two field values under the stamp {a[:2]}", kept)
-    return kept
+        raise StampReused(f"two field values under the stamp {a[:2]}", larger(a, b))
+    return a if a > b else b
 
 
 def join_head(a: Row, b: Row) -> Row:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from roost_crdt.errors import BadRequest, CorruptData
 from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
+from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.rows.expiry import head_expiry, is_hidden, new_expiry
 from roost_crdt.rows.layout import (
     HEAD,
@@ -27,6 +28,7 @@ from roost_crdt.rows.layout import (
 )
 from roost_crdt.rows.wire import MILLIS_MAX, U64, Millis, decoder
 
+_OFFSET_MS = DEFAULT_LIMITS.clock_offset_max_ms
 _decode_row = decoder(tuple[U64, U64, Millis])
 
 
@@ -101,17 +103,19 @@ def estimate(rows: Rows, now_ms: int, window_ms: int) -> int:
     """How much was counted in the `window_ms` before `now_ms`.
 
     The current window counts whole, the one before it by the share of it that the sliding
-    window still covers. A window that a faster clock has begun already counts as current.
+    window still covers. A window that a faster clock has begun already counts as current, if
+    that clock can be right: after this node's own was set back, hours would count at once.
     """
     if is_hidden(rows, now_ms):
         return 0
     current, elapsed_ms = divmod(now_ms, window_ms)
+    newest = (now_ms + _OFFSET_MS) // window_ms
     in_current = in_former = 0
     for part, row in rows.items():
         if part[0] != TAG_WINDOW or row[2] != window_ms:
             continue
         index = window_index(part)
-        if index >= current:
+        if current <= index <= newest:
             in_current += row[0] - row[1]
         elif index == current - 1:
             in_former += row[0] - row[1]

@@ -12,7 +12,7 @@ from roost_crdt.hlc import Stamp
 from roost_crdt.rows.expiry import NO_EXPIRY
 from roost_crdt.rows.layout import VALUE, Delta, Row, Rows, StampReused
 from roost_crdt.rows.leaf import KIND_BYTES, KIND_DEAD, Leaf, check_leaf, kind_and_bytes, leaf_from
-from roost_crdt.rows.wire import U64, Millis, SmallInt, decoder
+from roost_crdt.rows.wire import U64, Millis, SmallInt, decoder, encode
 
 _decode = decoder(tuple[U64, U64, SmallInt, bytes, U64, U64, Millis])
 
@@ -38,7 +38,7 @@ def join(a: Row, b: Row) -> Row:
     value = a if a_stamp > b_stamp else b
     if a_stamp == b_stamp and a[2:4] != b[2:4]:
         reused = True
-        value = a if a[2:4] > b[2:4] else b
+        value = a if encode(a[2:4]) > encode(b[2:4]) else b
     expiry = a_expiry if a_expiry > b_expiry else b_expiry
     if a_expiry[:2] == b_expiry[:2] and a_expiry[2] != b_expiry[2]:
         reused = True
