@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from roost_crdt import logformat
-from roost_crdt.entries import TurnRef
+from roost_crdt.entries import Epoch, TurnRef
 from roost_crdt.home import Meta, decode_frame
 from roost_crdt.sessions.copy import SessionCopy
 
@@ -19,14 +19,39 @@ class Request:
     """What a client asks of a session."""
 
     kind: str
+    """open, read, commit, call, summarise, fork or erase"""
     sid: str
     token: bytes | None = None
     turn_id: str = ""
     message: bytes = b""
     on_conflict: str = "append"
+    put: tuple[tuple[str, bytes | None], ...] = ()
+    """Fields of policy `kv` that the turn writes; None removes one."""
     call: str = ""
     status: str = ""
     result: bytes | None = None
+    retry: bool = False
+    child: str = ""
+    """The session that a fork makes."""
+    at: int | None = None
+
+
+class ForkFirst(Exception):
+    """The turn goes onto a new session that branches where the caller stood."""
+
+    def __init__(self, child: str, at: int) -> None:
+        super().__init__(child)
+        self.child = child
+        self.at = at
+
+
+@dataclass(slots=True, frozen=True)
+class Receipt:
+    """What one node says of an erasure; `pending` is why it could not be asked."""
+
+    node: str
+    at_ms: float
+    pending: str = ""
 
 
 @dataclass(slots=True)
@@ -36,14 +61,23 @@ class Answer:
     token: bytes
     home: str
     turn: int
+    sid: str = ""
+    epoch: Epoch = (0, "")
     stale: int = 0
     served_by: str = "home"
     node: str = ""
     ref: TurnRef | None = None
     messages: list[bytes] = field(default_factory=list)
     held: frozenset[TurnRef] = frozenset()
+    path: tuple[TurnRef, ...] = ()
+    """The active path, oldest first."""
+    finished: frozenset[str] = frozenset()
+    """Calls that the copy which answered holds as finished."""
     status: str = ""
     result: bytes | None = None
+    fresh: bool = False
+    """The caller is the first to begin the call."""
+    receipts: tuple[Receipt, ...] = ()
     protected: bool = False
     promised_ms: float = 0.0
     """When the node that carried it out answered."""

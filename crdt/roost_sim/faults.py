@@ -10,8 +10,9 @@ from .disk import Image
 from .history import History
 from .hosting import Surroundings
 from .node import Node
+from .sessionfaults import SessionFaults
 from .sessions import Sessions
-from .talkers import Talks
+from .talks import Talks
 
 
 class Cluster(Protocol):
@@ -56,6 +57,7 @@ class Faults:
             "store cloned": self._clone,
             "node joins": self._join,
             "drain": self._drain,
+            **SessionFaults(cluster, random, self).kinds,
         }
         assert kinds.keys() <= self._do.keys()
 
@@ -97,7 +99,7 @@ class Faults:
         alive = [node for _, node in sorted(self._cluster.nodes.items()) if node.life is not None]
         return self._random.choice(alive) if alive else None
 
-    def _later(
+    def later(
         self, low_ms: float, high_ms: float, call: Callable[..., None], *args: object
     ) -> None:
         self._cluster.world.loop.after(self._random.uniform(low_ms, high_ms), None, call, *args)
@@ -115,9 +117,16 @@ class Faults:
         node = self._alive()
         if node is None:
             return False
-        node.crash()
-        self._later(50, 4_000, self._cluster.start, node.name)
+        self.kill(node)
         return True
+
+    def kill(self, node: Node) -> None:
+        node.crash()
+        self.later(50, 4_000, self._cluster.start, node.name)
+
+    def busy(self) -> bool:
+        """Whether faults still strike: until then clients have work."""
+        return self._cluster.world.loop.now_ms < self._until_ms
 
     def _crash_between(self) -> bool:
         node = self._alive()
@@ -131,14 +140,20 @@ class Faults:
         if node is None or node.disk.failing:
             return False
         node.stop()
-        self._later(50, 2_000, self._cluster.start, node.name)
+        self.later(50, 2_000, self._cluster.start, node.name)
         return True
 
     def _drain(self) -> bool:
-        """Hand all sessions over, then stop."""
         node = self._alive()
-        if node is None or node.disk.failing or not isinstance(node.shell, Sessions):
+        if node is None or node.disk.failing:
             return False
+        self.drain(node)
+        return True
+
+    def drain(self, node: Node) -> None:
+        """Hand all sessions over, then stop."""
+        if node.disk.failing or not isinstance(node.shell, Sessions):
+            return
         life = node.life
         node.say("drains")
         drained = self._cluster.world.loop.spawn(node.shell.drain(), life)
@@ -146,10 +161,9 @@ class Faults:
         def stop() -> None:
             if node.life is life and life is not None and life.alive and not node.disk.failing:
                 node.stop()
-                self._later(50, 2_000, self._cluster.start, node.name)
+                self.later(50, 2_000, self._cluster.start, node.name)
 
         drained.then(stop)
-        return True
 
     def _pause(self) -> bool:
         node = self._alive()
@@ -180,7 +194,7 @@ class Faults:
             node.disk.boot_id = self._random.randbytes(8)
         else:
             node.crash(power=True)
-        self._later(50, 4_000, self._cluster.start, node.name)
+        self.later(50, 4_000, self._cluster.start, node.name)
 
     def _sync_fails(self) -> bool:
         node = self._alive()
@@ -202,7 +216,7 @@ class Faults:
             if node.disk.lying:
                 self.cut_power(node)
 
-        self._later(300, 3_000, cut)
+        self.later(300, 3_000, cut)
         return True
 
     def _restore(self) -> bool:
@@ -225,7 +239,7 @@ class Faults:
         node.excused_rollbacks += 1
         node.may_write_before_greeting = not forged
         self._void(node, since_ms)
-        self._later(50, 2_000, self._cluster.start, node.name)
+        self.later(50, 2_000, self._cluster.start, node.name)
         return True
 
     def _clone(self) -> bool:
@@ -243,7 +257,7 @@ class Faults:
         node.excused_rollbacks += 1
         twin.excused_rollbacks += 1
         twin.say(f"joins with a clone of {node.name}'s store")
-        self._later(50, 500, self._cluster.start, name)
+        self.later(50, 500, self._cluster.start, name)
         return True
 
     def _join(self) -> bool:
@@ -254,7 +268,7 @@ class Faults:
         chosen = self._random.sample(names, min(len(names), self._random.randint(1, 2)))
         node = self._cluster.join(name, chosen)
         node.say(f"joins beside {', '.join(chosen)}")
-        self._later(10, 300, self._cluster.start, name)
+        self.later(10, 300, self._cluster.start, name)
         return True
 
     # --- clocks
@@ -269,20 +283,20 @@ class Faults:
 
     # --- paths
 
-    def _block(self, pairs: Iterable[tuple[str, str]], low_ms: float, high_ms: float) -> None:
+    def block(self, pairs: Iterable[tuple[str, str]], low_ms: float, high_ms: float) -> None:
         network = self._cluster.world.network
         for source, target in pairs:
             if network.blocked(source, target):
                 continue
             network.block(source, target)
-            self._later(low_ms, high_ms, network.heal, source, target)
+            self.later(low_ms, high_ms, network.heal, source, target)
 
     def _partition(self) -> bool:
         names = sorted(self._cluster.nodes)
         side = set(self._random.sample(names, self._random.randint(1, max(1, len(names) - 1))))
         pairs = [(a, b) for a in names for b in names if (a in side) != (b in side)]
         self._say(f"partition: {' '.join(sorted(side))}")
-        self._block(pairs, 300, 5_000)
+        self.block(pairs, 300, 5_000)
         return True
 
     def _isolate(self) -> bool:
@@ -292,7 +306,7 @@ class Faults:
         pairs = [
             pair for other in names if other != name for pair in ((name, other), (other, name))
         ]
-        self._block(pairs, 300, 4_000)
+        self.block(pairs, 300, 4_000)
         return True
 
     def _one_way(self) -> bool:
@@ -300,7 +314,7 @@ class Faults:
         if self._random.random() < 0.5:
             a, b = b, a
         self._say(f"one-way cut: {a} -> {b}")
-        self._block([(a, b)], 200, 4_000)
+        self.block([(a, b)], 200, 4_000)
         return True
 
     def _link_reset(self) -> bool:

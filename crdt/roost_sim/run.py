@@ -20,8 +20,10 @@ from .loop import START_MS, Loop, Lost
 from .network import Network
 from .node import Node
 from .rpc import Rpc
+from .sessionchecks import check_sessions, settled
 from .sessions import Sessions
-from .talkers import Talker, Talks, check_sessions, settled
+from .talkers import Talker
+from .talks import Talks
 from .trace import Trace
 
 REGIONS = ("eu", "us", "ap", "sa", "af")
@@ -54,6 +56,11 @@ KINDS = {
     "store cloned": 0.3,
     "node joins": 0.5,
     "drain": 1.0,
+    "two first contacts": 1.0,
+    "home paused": 1.0,
+    "home cut from standby": 1.0,
+    "drain in trouble": 1.0,
+    "takeover in trouble": 1.0,
 }
 
 

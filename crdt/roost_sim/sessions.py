@@ -25,8 +25,8 @@ from roost_crdt.sessions.stream import Stream
 from roost_crdt.sessions.table import SessionTable
 from roost_crdt.token import Claims, claims_from_json
 
-from .answers import Answer, Lock, Request, SessionRows, frame_text, live_home
-from .athome import AtHome
+from .answers import Answer, ForkFirst, Lock, Request, SessionRows, frame_text, live_home
+from .erasing import Erasing
 from .loop import Future
 from .node import Node
 from .rpc import Rpc
@@ -39,7 +39,7 @@ CONFIRM_MS = 600.0
 HOPS_MAX = 3
 
 
-class Sessions(AtHome):
+class Sessions(Erasing):
     """One life's session service."""
 
     def __init__(self, node: Node, rpc: Rpc) -> None:
@@ -65,6 +65,7 @@ class Sessions(AtHome):
             "adopt": self._remote_adopt,
             "yield": self._remote_yield,
             "frame": self._remote_frame,
+            "erase": self.remote_erase,
         }
         node.world.loop.after(TICK_MS, node.life, self._tick)
         node.world.loop.after(0, node.life, self.sweep)
@@ -147,6 +148,25 @@ class Sessions(AtHome):
     # --- where a request goes
 
     async def do(self, request: Request, hops: int = 0) -> Answer:
+        try:
+            return await self._route(request, hops)
+        except ForkFirst as fork:
+            return await self._onto_fork(request, fork, hops)
+
+    async def _onto_fork(self, request: Request, fork: ForkFirst, hops: int) -> Answer:
+        """The turn on a fork of its own; a retry finds the fork that the first try made."""
+        meta = self.shelf.meta(fork.child) or await self._locate(fork.child, may_begin=True)
+        if meta is None:
+            live = self.shelf.live(request.sid)
+            if live is None:
+                raise Unavailable(f"session {request.sid} has just moved")
+            self.still_home(live)
+            self.fork(live, fork.child, fork.at)
+            await self.durable()
+        onto = replace(request, sid=fork.child, token=None, on_conflict="append")
+        return await self.do(onto, hops)
+
+    async def _route(self, request: Request, hops: int) -> Answer:
         claims = None if request.token is None else claims_from_json(request.token)
         sid, shelf = request.sid, self.shelf
         meta = shelf.meta(sid)
@@ -166,8 +186,11 @@ class Sessions(AtHome):
                 if not await self._yield_to_standby(meta):
                     raise SessionUnavailable(f"session {sid} was lost here")
                 return await self._forward(request, claims, shelf.meta(sid) or meta, hops)
-            await self._confirm(held)
+            with held.pinned():
+                await self._confirm(held)
             if held.meta.home == self.node.name:
+                if request.kind == "erase":
+                    return await self.erase_everywhere(held)
                 return await self.at_home(
                     held, request, claims, "home" if not hops else "forwarded"
                 )
@@ -234,8 +257,12 @@ class Sessions(AtHome):
             except RoostError:
                 silent = True
                 continue
-            if meta is not None and (found is None or meta.epoch > found.epoch):
+            if meta is not None and (
+                found is None or (meta.erased_ms, meta.epoch) > (found.erased_ms, found.epoch)
+            ):
                 found = meta
+        if found is not None and found.erased_ms:
+            raise NoSession(f"session {sid} was erased")
         if found is not None:
             return self.shelf.meta(sid) or self.shelf.remember_stub(sid, found.epoch, found.standby)
         if self.shelf.meta(sid) is not None:
@@ -253,7 +280,7 @@ class Sessions(AtHome):
     async def _remote_locate(self, peer: str, sid: Any) -> Meta | None:
         meta = self.shelf.meta(sid)
         await self.durable()
-        return meta if meta is not None and meta.held else None
+        return meta if meta is not None and (meta.held or meta.erased_ms) else None
 
     async def _remote_ping(self, peer: str, args: Any) -> bool:
         return True
