@@ -27,8 +27,8 @@ async def until(condition: Callable[[], object], within_s: float = 15.0) -> None
         await asyncio.sleep(0.02)
 
 
-def make(place: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Configuration files of nodes that all know each other."""
+def make(place: Path, names: Sequence[str], *, line: bool = False) -> dict[str, Path]:
+    """Configuration files of nodes that all know each other, or stand in a line."""
     ports = {name: free_port() for name in names}
     files = {}
     for name in names:
@@ -39,7 +39,7 @@ def make(place: Path, names: Sequence[str]) -> dict[str, Path]:
         neighbours = "".join(
             f'[[neighbour]]\nid = "{other}"\nurl = "ws://127.0.0.1:{ports[other]}"\n'
             for other in names
-            if other != name
+            if other != name and (not line or abs(names.index(other) - names.index(name)) == 1)
         )
         files[name] = home / "roost.toml"
         files[name].write_text(

@@ -112,6 +112,9 @@ class Node:
             if other != self.name and self.network.up(self.name, other)
         ]
 
+    def beyond(self) -> set[str]:
+        return self.network.beyond(self.name)
+
     def silent_ms(self, node: str) -> int:
         return self.network.silent_ms(self.name, node)
 
@@ -243,6 +246,15 @@ class Network:
     def up(self, a: str, b: str) -> bool:
         return frozenset((a, b)) not in self.cut_at and not {a, b} & self.down.keys()
 
+    def beyond(self, name: str) -> set[str]:
+        """Nodes that are reached over other nodes."""
+        seen, way = {name}, [name]
+        for at in way:
+            new = [other for other in self.names if other not in seen and self.up(at, other)]
+            seen.update(new)
+            way += new
+        return {other for other in seen - {name} if not self.up(name, other)}
+
     def silent_ms(self, a: str, b: str) -> int:
         since = [self.cut_at.get(frozenset((a, b))), self.down.get(b)]
         known = [at for at in since if at is not None]
@@ -266,7 +278,7 @@ class Network:
             self.heal(*sorted(pair))
 
     def send(self, a: str, b: str, frame: bytes) -> None:
-        if self.up(a, b):
+        if self.up(a, b) or b in self.beyond(a):
             self.ways.setdefault((a, b), deque()).append(frame)
 
     # --- nodes ---

@@ -68,6 +68,11 @@ class Changes(NamedTuple):
     collisions: tuple[str, ...]
 
 
+class OwnClientMoved(CorruptData):
+    """An update from outside holds what was written under the document's own client id and is not
+    held: a store was cloned, or rolled back to before it wrote that."""
+
+
 class Document:
     """A session document under one client id. Not for use by several threads at once."""
 
@@ -164,14 +169,14 @@ class Document:
     def apply(self, update: bytes, *, outside: bool = False) -> Changes:
         """Take in an update of any size; what it holds already changes nothing.
 
-        `outside`: from another node, which may not write under this document's own client id.
-        Raises CorruptData for garbage, foreign shapes, gaps and deleted entries; the document is
-        unchanged then, unless it is `broken`.
+        `outside`: from another node, which may not write under this document's own client id
+        (OwnClientMoved, a CorruptData). Raises CorruptData for garbage, foreign shapes, gaps and
+        deleted entries; the document is unchanged then, unless it is `broken`.
         """
         self._check_usable()
         contents, ends = self._read(update)
         if outside and ends.get(self.client_id, 0) > self._clocks.get(self.client_id, 0):
-            raise CorruptData(
+            raise OwnClientMoved(
                 f"another node wrote under client id {self.client_id} of this document: "
                 "a store was cloned or rolled back"
             )
@@ -363,6 +368,10 @@ class Document:
         read_state_vector(state_vector)
         with self._guard:
             return self._doc.get_update(state_vector)
+
+    def holds(self, key: str) -> bool:
+        """Whether there is an entry of this name."""
+        return key in self._entry_keys
 
     def entries(self) -> dict[str, bytes]:
         """All write-once entries."""

@@ -164,7 +164,8 @@ class Merge(msgspec.Struct, array_like=True, tag=6, frozen=True):
 
 
 class Merged(msgspec.Struct, array_like=True, tag=7, frozen=True):
-    """Home to former home: what you held when you sent `chain` is durable here."""
+    """Home to former home: what you held when you sent `chain` is durable here and at my standby
+    (unless that is you)."""
 
     sid: str
     epoch: Epoch
@@ -176,6 +177,8 @@ class Erase(msgspec.Struct, array_like=True, tag=8, frozen=True):
 
     sid: str
     at_ms: int
+    heard: bool = False
+    """This is the answer to another one: it is erased here too."""
 
 
 class Offer(msgspec.Struct, array_like=True, tag=9, frozen=True):

@@ -146,3 +146,9 @@ class Neighbourhood:
             if target in peer.links or target in peer.far
         }
         return sorted(hops, key=lambda node: (hops[node], node))
+
+
+def beyond(node: str, peers: Mapping[str, Peer]) -> set[str]:
+    """Nodes without a link to `node` that one of its peers reaches."""
+    seen = {far for peer in peers.values() for far in (*peer.links, *peer.far)}
+    return seen - peers.keys() - {node}

@@ -145,7 +145,7 @@ class AtHome:
             entry = fold.summary_entry(
                 live.meta.epoch, live.head_turn(), covers=path[0].ref, message=request.message
             )
-            if entry[0] not in live.fold.raw_entries():
+            if not live.document.holds(entry[0]):
                 update = live.write(dict([entry]), {}, self.node.wall_ms())
                 self.stream.publish(live, update)
                 self.count("summary")

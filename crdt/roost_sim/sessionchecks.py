@@ -49,7 +49,7 @@ def _unsettled(nodes: Mapping[str, Node], services: Mapping[str, Sessions], sid:
     if beyond:
         return f"I9: {beyond} know a higher epoch of {sid} than its home {home}"
     copy = metas.get(meta.standby or "")
-    if copy is None:
+    if copy is None or not copy.held:
         return f"I9: {sid} has no copy at its standby {meta.standby}"
     if (copy.epoch, copy.n, copy.chain) != (meta.epoch, meta.n, meta.chain):
         return f"I9: the standby {meta.standby} of {sid} is behind"

@@ -1,4 +1,4 @@
-"""Faults that are aimed at sessions: at a home while it works, at a takeover, at two first contacts.
+"""Faults aimed at sessions: at a home while it works, at a takeover, at two first contacts.
 
 Random faults reach these rarely; here a session is picked first and its home or standby hit then.
 """
@@ -133,9 +133,11 @@ class SessionFaults:
     def _drain_in_trouble(self) -> bool:
         """A drain meets another one, a crash or a cut."""
         picked = self._pick()
-        if picked is None or picked[1] is None:
+        if picked is None:
             return False
         home, standby, _ = picked
+        if standby is None:
+            return False
         how = self._random.choice(("drain", "kill home", "kill standby", "power", "cut"))
         self._say(f"drain of {home.name} meets: {how}")
         self._tools.drain(home)
@@ -156,9 +158,11 @@ class SessionFaults:
     def _takeover_in_trouble(self) -> bool:
         """Home dies, and while the standby takes over it dies, stands still or is cut off."""
         picked = self._pick()
-        if picked is None or picked[1] is None:
+        if picked is None:
             return False
         home, standby, meta = picked
+        if standby is None:
+            return False
         how = self._random.choice(("kill", "power", "pause", "home is back"))
         self._say(f"takeover of {meta.sid} from {home.name} by {standby.name} meets: {how}")
         if how == "home is back":

@@ -18,6 +18,7 @@ from roost_crdt.errors import (
     UnknownOutcome,
 )
 from roost_crdt.home import Candidate, Meta, Whole, decode_frame, encode_frame
+from roost_crdt.neighbourhood import beyond
 from roost_crdt.peer import LinkState
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.shelf import Shelf
@@ -33,6 +34,7 @@ from .rpc import Rpc
 
 TAKEOVER_AFTER_MS = 400
 TICK_MS = 250.0
+SWEEP_AGAIN_MS = 500.0
 FORWARD_MS = 3_000.0
 PROBE_MS = 300.0
 CONFIRM_MS = 600.0
@@ -54,6 +56,7 @@ class Sessions(Erasing):
             now_ms=node.wall_ms,
         )
         self.stream = Stream(self.shelf, self, takeover_after_ms=TAKEOVER_AFTER_MS)
+        self._missed: set[str] = set()
         self._locks: dict[str, Lock] = {}
         self._taking: dict[str, Future[Any]] = {}
         self._ticked_ms = node.boot_ms()
@@ -80,6 +83,9 @@ class Sessions(Erasing):
             if peer.state(now_ms) is LinkState.UP
         ]
 
+    def beyond(self) -> set[str]:
+        return beyond(self.node.name, self.node.replica.peers)
+
     def silent_ms(self, node: str) -> int:
         return self.node.silent_ms(node)
 
@@ -103,6 +109,8 @@ class Sessions(Erasing):
             self.node.largest_bytes = max(self.node.largest_bytes, len(payload) + 64)
             if not sent and peer not in self.node.replica.peers:
                 self._relay(peer, payload)
+            elif not sent:
+                self._missed.add(peer)
             if self.node.world.trace.detailed:
                 lost = "" if sent else " (no link or no room)"
                 self.node.say(f"-> {peer} {frame_text(payload)}{lost}")
@@ -128,10 +136,20 @@ class Sessions(Erasing):
             self.flushed()
 
     def sweep(self, *newcomers: str) -> None:
+        self._missed.clear()
         after: str | None = ""
         while after is not None:
             after = self.stream.sweep_page(after, newcomers)
         self._after_change()
+        if newcomers:
+            self.node.world.loop.after(SWEEP_AGAIN_MS, self.node.life, self._missed_by, newcomers)
+
+    def _missed_by(self, newcomers: tuple[str, ...]) -> None:
+        """A link that comes up has little room at first, and epochs are told only once."""
+        missed = self._missed.intersection(newcomers, self.node.replica.peers)
+        if missed:
+            self.count("sweep again")
+            self.sweep(*sorted(missed))
 
     def _tick(self) -> None:
         now_ms = self.node.boot_ms()
@@ -177,6 +195,7 @@ class Sessions(Erasing):
             meta = await self._locate(sid, may_begin=request.kind == "open")
             if meta is None:
                 live = self.stream.begin(sid)
+                self.stream.announce(live)
                 await self.durable()
                 return self.opened(live)
         shelf.check_lives(meta)
@@ -243,7 +262,7 @@ class Sessions(Erasing):
         )
 
     async def _locate(self, sid: str, *, may_begin: bool) -> Meta | None:
-        names = [c.node for c in self.candidates()]
+        names = [*(c.node for c in self.candidates()), *sorted(self.beyond())]
         loop, life = self.node.world.loop, self.node.life
         calls = [
             loop.spawn(self.rpc.call(name, "locate", sid, deadline_ms=1_000.0), life)
@@ -345,6 +364,8 @@ class Sessions(Erasing):
             self.shelf.learn(meta.sid, found.epoch, found.standby)
             self.sweep()
             return
+        if found is not None and self.stream.shown_copy(live, found.epoch, found.n, found.chain):
+            self.count("lost tail found when asking")
         live.confirmed = self.shelf.generation
 
     async def _yield_to_standby(self, meta: Meta) -> bool:

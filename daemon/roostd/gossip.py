@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from roost_crdt.errors import ActorReused, CorruptData, PeerError, RoostError
 from roost_crdt.frames import SHARED_ACTOR, Greeting, check_identity
+from roost_crdt.neighbourhood import beyond
 from roost_crdt.peer import LinkState
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
@@ -169,9 +170,7 @@ class Gossip:
 
     def beyond(self) -> set[str]:
         """Nodes that are no live neighbours and are reached through one."""
-        peers = self.replica.peers
-        seen = {node for peer in peers.values() for node in (*peer.links, *peer.far)}
-        return seen - peers.keys() - {self.replica.node}
+        return beyond(self.replica.node, self.replica.peers)
 
     def public_url(self, peer: str) -> str:
         """The public HTTP URL that a linked neighbour told; "" if it told none or is not linked."""

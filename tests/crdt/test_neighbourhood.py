@@ -6,7 +6,7 @@ import pytest
 
 from roost_crdt import frames as f
 from roost_crdt.limits import DEFAULT_LIMITS
-from roost_crdt.neighbourhood import Effects, Neighbourhood
+from roost_crdt.neighbourhood import Effects, Neighbourhood, beyond
 from roost_crdt.peer import ROUTE_HOPS_MAX, Peer
 
 OWN = 1
@@ -109,3 +109,9 @@ def test_an_emptied_store_starts_with_an_empty_vector() -> None:
     assert not here.vv
     assert not here.gc_floor
     assert here.vv_hash() != held
+
+
+def test_who_is_reached_by_way_of_others_is_no_neighbour() -> None:
+    here = near(peer("a", 2, "b", "me", z=3), peer("b", 3, "c"))
+    assert beyond("me", here.peers) == {"c", "z"}
+    assert beyond("me", {}) == set()

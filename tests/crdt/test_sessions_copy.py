@@ -10,8 +10,9 @@ import msgspec
 import pytest
 from session_network import Network, Rows
 
+from roost_crdt.document import OwnClientMoved
 from roost_crdt.errors import CorruptData, Full, TooLarge
-from roost_crdt.fold import turn_entry
+from roost_crdt.fold import call_entry, turn_entry
 from roost_crdt.home import ACTOR_LEAP, CHAIN_START, Epoch, Meta, Update, Whole, chain_next
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.sessions.copy import COMPACT_UPDATES, SessionCopy
@@ -233,7 +234,11 @@ def made_up_view(frame: Update) -> Update:
     return msgspec.structs.replace(frame, entries=dict([entry]))
 
 
-@pytest.mark.parametrize("change", [damaged, other_view, made_up_view])
+def shorter_view(frame: Update) -> Update:
+    return msgspec.structs.replace(frame, entries={})
+
+
+@pytest.mark.parametrize("change", [damaged, other_view, made_up_view, shorter_view])
 def test_an_update_that_is_not_what_it_says_changes_nothing(
     change: Callable[[Update], Update],
 ) -> None:
@@ -333,6 +338,43 @@ def test_turns_of_a_former_home_are_merged_once_and_reach_the_standby() -> None:
         held.agrees_with_disk()
     assert home.copy.merge(former.copy.document.encode(), 51) is None, "nothing is new"
     assert home.copy.meta.n == frame.n
+
+
+def test_a_home_that_lost_a_tail_gets_its_turns_back_beside_those_written_since() -> None:
+    home, standby = Held(), Held(actor=STANDBY)
+    standby.copy.append(home.turn("one"))
+    rows = dict(home.rows.written)
+    standby.copy.append(home.turn("two"))
+    standby.copy.append(home.turn("three"))
+    home.rows.written = rows
+    home.copy = home.reloaded()
+    document = standby.copy.document.encode()
+    with pytest.raises(OwnClientMoved):
+        home.copy.merge(document, 9)
+    assert home.texts() == ["one"]
+    home.copy.leave_lost_tail(9)
+    assert home.copy.meta.epoch == (1 + ACTOR_LEAP, "eu")
+    assert home.copy.merge(document, 9) is not None
+    assert home.texts() == ["one", "two", "three"]
+    home.agrees_with_disk()
+
+
+def test_what_yjs_takes_for_known_is_merged_all_the_same() -> None:
+    """Another call's entry was written where the lost turn's was: same client id, same clocks."""
+    home, former = Held(), Held()
+    former.turn("lost")
+    home.copy.write(
+        dict([call_entry("c", 1, "begun", (1, "eu"), tool="t", args=b"{}", result=None, at_ms=1)]),
+        {},
+        5,
+    )
+    home.copy.leave_lost_tail(9)
+    frame = home.copy.merge(former.copy.document.encode(), 9)
+    assert frame is not None
+    assert home.texts() == ["lost"]
+    assert home.copy.fold.status("c", home.copy.meta.epoch) == "in_doubt"
+    assert home.copy.merge(former.copy.document.encode(), 9) is None, "once"
+    home.agrees_with_disk()
 
 
 def test_a_document_that_cannot_be_read_is_not_merged() -> None:

@@ -7,7 +7,18 @@ import pytest
 from session_network import Network
 
 from roost_crdt.errors import PeerError
-from roost_crdt.home import Deposed, Frame, Merge, Merged, Want, decode_frame, encode_frame
+from roost_crdt.home import (
+    ACTOR_LEAP,
+    Deposed,
+    Erase,
+    Frame,
+    Merge,
+    Merged,
+    Want,
+    decode_frame,
+    encode_frame,
+)
+from roost_crdt.sessions.outbox import ERASE_AGAIN_MS, ERASE_TIMES
 
 SID = "s1"
 
@@ -213,3 +224,206 @@ def test_a_node_that_never_held_a_session_notes_it_only_if_it_is_named_home() ->
     us.stream.erase_here("gone", 5)
     answers = frames_after(network, Deposed("gone", (3, "us"), "ap"))
     assert [type(answer).__name__ for answer in answers] == ["Erase"]
+
+
+def line(*names: str) -> Network:
+    """Nodes of which each has links to the one before and the one after it alone."""
+    network = Network(names)
+    for at, name in enumerate(names):
+        for other in names[at + 2 :]:
+            network.cut(name, other)
+    return network
+
+
+def go_on(network: Network, rounds: int = 20) -> None:
+    """Time passes, and what is on its way arrives; cuts stay."""
+    for _ in range(rounds):
+        network.deliver_all()
+        network.pass_time(300)
+    network.deliver_all()
+
+
+def test_an_erasure_is_passed_on_by_whoever_hears_of_it() -> None:
+    network = line("a", "b", "c", "d")
+    network["d"].stream.begin(SID)
+    network["d"].commit(SID, "one")
+    go_on(network)
+    network["a"].stream.erase_here(SID, 7)
+    network["a"].flush()
+    go_on(network)
+    for name in network.names:
+        meta = network[name].shelf.meta(SID)
+        assert meta is not None
+        assert (meta.erased_ms, meta.held) == (7, False), name
+        assert not network[name].stream.take_frames()
+
+
+def test_an_erasure_that_got_lost_is_told_again_until_it_is_answered() -> None:
+    network = Network(("eu", "us"))
+    eu, us = network["eu"], network["us"]
+    eu.stream.begin(SID)
+    eu.commit(SID, "one")
+    network.deliver_all()
+    eu.stream.erase_here(SID, 7)
+    assert [type(decode_frame(raw)) for _, raw in eu.stream.take_frames()] == [Erase]  # lost
+    network.pass_time(ERASE_AGAIN_MS - 1)
+    network.deliver_all()
+    assert us.live(SID).meta.held
+    network.pass_time(1)
+    network.deliver_all()
+    meta = us.shelf.meta(SID)
+    assert meta is not None
+    assert meta.erased_ms == 7
+    network.pass_time(10 * ERASE_AGAIN_MS)
+    assert not any(network.ways.values()), "it was answered"
+
+
+def test_a_neighbour_that_does_not_answer_is_not_told_for_ever() -> None:
+    network = Network(("eu", "us"))
+    eu, told = network["eu"], 0
+    eu.stream.erase_here(SID, 7)
+    for _ in range(3 * ERASE_TIMES):
+        told += len(eu.stream.take_frames())
+        network.now_ms += ERASE_AGAIN_MS
+        eu.stream.tick()
+    assert told == ERASE_TIMES
+    eu.stream.erase_here("s2", 7)
+    network.cut("eu", "us")
+    network.now_ms += ERASE_AGAIN_MS
+    eu.stream.take_frames()
+    eu.stream.tick()
+    assert not eu.stream.take_frames(), "it has no link; one that comes up begins anew"
+
+
+def test_a_former_home_keeps_its_turns_until_the_new_ones_standby_has_them() -> None:
+    network = Network(("eu", "us", "ap"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    home = network["eu"].live(SID).meta.standby
+    assert home is not None
+    (standby,) = {"us", "ap"} - {home}
+    network.cut("eu", home)
+    network["eu"].commit(SID, "only at eu")
+    network.pass_time(2_000)
+    assert network.take_over(home, SID)
+    network.hand_over(home, SID, standby)
+    network.hand_over(standby, SID, home)
+    assert network[home].live(SID).meta.standby == standby
+    network.cut(home, standby)
+    network.heal("eu", home)
+    network.cut("eu", standby)
+    network.deliver_all()
+    assert sorted(network[home].turns(SID)) == ["one", "only at eu"], "merged"
+    assert network["eu"].live(SID).meta.unmerged, "and nowhere else yet"
+    network.heal(home, standby)
+    go_on(network)
+    assert sorted(network[standby].turns(SID)) == ["one", "only at eu"]
+    assert not network["eu"].live(SID).meta.unmerged
+
+
+def test_a_home_that_lost_everything_begins_again_with_what_a_former_home_holds() -> None:
+    network = Network(("eu", "us"))
+    eu, us = network["eu"], network["us"]
+    eu.stream.begin(SID)
+    eu.commit(SID, "one")
+    network.settle()
+    assert us.live(SID).meta.held
+    eu.shelf.learn(SID, (5, "us"), None)  # it was home under an epoch that it has lost
+    restore(network, "us", {})
+    network.start("us")
+    go_on(network)
+    assert us.live(SID).meta.epoch[0] >= 5 + ACTOR_LEAP, "clear of what it may have written"
+    assert us.turns(SID) == eu.turns(SID) == ["one"]
+    assert network.heads(SID)["eu"].home == "us"
+    assert not eu.live(SID).meta.unmerged
+    us.commit(SID, "two")
+    network.settle()
+    assert eu.turns(SID) == ["one", "two"]
+
+
+def test_home_and_standby_that_lost_everything_begin_again_with_a_former_home() -> None:
+    network = Network(("eu", "us", "ap"))
+    eu = network["eu"]
+    eu.stream.begin(SID)
+    eu.commit(SID, "one")
+    network.settle()
+    eu.shelf.learn(SID, (5, "us"), "ap")
+    eu.rows.flush()
+    for name in ("us", "ap"):
+        restore(network, name, {})
+        network.start(name)
+    network.settle()
+    heads = network.heads(SID)
+    assert {head.home for head in heads.values()} == {"us"}
+    assert network["us"].turns(SID) == ["one"]
+    assert not any(head.unmerged for head in heads.values())
+
+
+def test_a_node_without_a_copy_tells_a_home_without_one_which_epoch_is_in_force() -> None:
+    eu = Network(("eu", "us"))["eu"]
+    eu.shelf.remember_stub(SID, (7, "ap"), None)
+    eu.stream.on_frame("us", encode_frame(Want(SID, (5, "us"))))
+    eu.stream.on_frame("us", encode_frame(Want("s2", (5, "us"))))
+    eu.stream.on_frame("us", encode_frame(Want("s3", (5, "ap"))))
+    assert [decode_frame(raw) for _, raw in eu.stream.take_frames()] == [
+        Deposed(SID, (7, "ap"), None),
+        Deposed("s2", (5, "us"), None),
+    ]
+
+
+def test_a_standby_that_went_back_in_time_is_offered_the_session_when_its_link_comes_up() -> None:
+    network = Network(("eu", "us"))
+    network["eu"].stream.begin(SID)
+    network["eu"].commit(SID, "one")
+    network.settle()
+    rows = dict(network["us"].rows.durable)
+    network["eu"].commit(SID, "two")
+    network.settle()
+    assert network["eu"].live(SID).meta.acked_n == 2
+    for back in (rows, {}):
+        restore(network, "us", back)
+        network.start("us")
+        network.deliver_all()
+        assert network["us"].turns(SID) == ["one", "two"]
+
+
+def test_a_home_that_went_back_in_time_unnoticed_gets_its_tail_from_its_standby() -> None:
+    """The same actor, as if nothing had been lost: what it wrote is under its own client id."""
+    network = Network(("eu", "us"))
+    eu, us = network["eu"], network["us"]
+    eu.stream.begin(SID)
+    eu.commit(SID, "one")
+    network.settle()
+    rows = dict(eu.rows.durable)
+    eu.commit(SID, "two")
+    network.settle()
+    network.crash("eu")
+    eu.rows.written, eu.rows.durable = dict(rows), dict(rows)
+    network.start("eu")
+    network.settle()
+    assert {meta.home for meta in network.heads(SID).values()} == {"eu"}
+    assert eu.live(SID).meta.epoch[0] > ACTOR_LEAP
+    assert eu.turns(SID) == us.turns(SID) == ["one", "two"]
+    assert not network.broken
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_two_homes_meet_though_neither_they_nor_their_standbys_are_neighbours(cut: bool) -> None:
+    network = line("a", "b", "c", "d", "e", "f")
+    if cut:
+        network.cut("c", "d")
+    go_on(network, 2)
+    for name in ("a", "f"):
+        network[name].stream.announce(network[name].stream.begin(SID))
+        network[name].commit(SID, f"first of {name}")
+    go_on(network)
+    if cut:
+        assert network["a"].is_home(SID)
+        assert network["f"].is_home(SID)
+        network.heal("c", "d")
+        go_on(network)
+    heads = network.heads(SID)
+    assert {head.home for head in heads.values()} == {"f"}
+    assert not any(head.unmerged for head in heads.values())
+    assert sorted(network["f"].turns(SID)) == ["first of a", "first of f"]

@@ -124,7 +124,8 @@ def test_a_full_note_still_learns_when_it_was_last_said(monkeypatch: pytest.Monk
         node.network.now_ms += 700
         out.note_unacked(live)
         out.send_unmerged(SID)
-    assert out.unacked == out.unmerged == {SID: node.network.now_ms}
+    assert out.unacked == {SID: node.network.now_ms}
+    assert out.unmerged == {SID: (node.network.now_ms, 1)}
 
 
 def test_who_is_behind_is_told_the_epoch_and_by_the_home_what_it_holds() -> None:
@@ -156,7 +157,7 @@ def test_turns_that_a_new_home_lacks_are_sent_to_it_whole() -> None:
     out.send_unmerged(SID)
     ((to, frame),) = said(out)
     assert (to, frame) == ("us", Merge(SID, (2, "us"), live.document.encode(), live.meta.chain))
-    assert out.unmerged == {SID: node.network.now_ms}
+    assert out.unmerged == {SID: (node.network.now_ms, 1)}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from session_network import TAKEOVER_AFTER_MS, Handing, Network, Seen
 
-from roost_crdt.home import Whole, decode_frame
+from roost_crdt.home import ACTOR_LEAP, Whole, decode_frame
 from roost_crdt.sessions.stream import COPIES_A_TICK
 from roost_crdt.token import lacks
 
@@ -319,3 +319,39 @@ def test_a_session_that_was_erased_during_its_handover_stays_erased(answer: bool
     assert eu.shelf.live(SID) is None
     network.settle()
     assert not network.heads(SID)
+
+
+def test_home_sees_in_what_its_standby_shows_that_it_has_lost_a_tail() -> None:
+    network = at_home("eu", "us")
+    eu = network["eu"]
+    live, meta = eu.live(SID), eu.live(SID).meta
+    for epoch, n, chain in (
+        (meta.epoch, meta.n, meta.chain),
+        (meta.epoch, 0, b"behind"),
+        ((9, "us"), 5, b"of another epoch"),
+    ):
+        assert not eu.stream.shown_copy(live, epoch, n, chain)
+    assert eu.live(SID).meta == meta
+    assert eu.stream.shown_copy(live, meta.epoch, meta.n + 1, b"ahead")
+    assert eu.live(SID).meta.epoch == (meta.epoch[0] + ACTOR_LEAP, "eu")
+    eu.flush()
+    network.settle()
+    assert network["us"].live(SID).meta.epoch == eu.live(SID).meta.epoch
+
+
+def test_what_was_dropped_on_its_way_behind_a_neighbour_is_told_again() -> None:
+    network = Network(("a", "b", "c"))
+    network.cut("a", "c")
+    a = network["a"]
+    a.stream.begin(SID)
+    a.flush()
+    network.pass_time(100)
+    network.deliver_all()
+    a.stream.tell_again({"unknown"})
+    assert not a.stream.sweep_due
+    a.stream.tell_again({"c"})
+    assert a.stream.sweep_due
+    a.stream.sweep_page("")
+    assert "c" in {node for node, _ in a.stream.take_frames()}
+    a.stream.sweep_page("")
+    assert "c" not in {node for node, _ in a.stream.take_frames()}, "once"

@@ -9,7 +9,7 @@ import pytest
 
 from roost_crdt.errors import BadRequest, Unavailable
 from roostd.gossip import Gossip
-from roostd.node.neighbours import FRAME, RELAYS_MAX, Links
+from roostd.node.neighbours import FRAME, RELAY_BYTES, RELAYS_MAX, Links
 from roostd.rpc import Rpc
 from roostd.sessions.types import NEVER_MS
 
@@ -20,6 +20,7 @@ class FakeGossip:
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes]] = []
         self.room = True
+        self.far = {"ap"}
 
     def send_session(self, peer: str, payload: bytes) -> bool:
         if peer == "us" and self.room:
@@ -31,7 +32,10 @@ class FakeGossip:
         return peer == "us"
 
     def routes(self, target: str) -> list[str]:
-        return ["us"] if target in ("us", "ap") else []
+        return ["us"] if target == "us" or target in self.far else []
+
+    def beyond(self) -> set[str]:
+        return self.far
 
     def silent_ms(self, peer: str) -> int | None:
         return 7 if peer == "us" else None
@@ -77,15 +81,33 @@ async def test_a_node_behind_a_neighbour_is_reached_through_it(fails: bool) -> N
     assert not near.send("nowhere", b"2")
     rpc.go_on.set()
     await asyncio.sleep(0.01)
-    assert rpc.calls == [("ap", FRAME, {"frame": b"1"})]
+    assert rpc.calls == [("ap", FRAME, {"frame": b"1", "more": []})]
     await near.stop()
 
 
-async def test_frames_under_way_are_bounded() -> None:
+async def test_frames_that_wait_for_a_call_go_together_and_in_order() -> None:
     near, _, rpc = links()
-    assert [near.send("ap", b"") for _ in range(RELAYS_MAX + 5)] == [True] * RELAYS_MAX + [
-        False
-    ] * 5
+    assert near.send("ap", b"1")
+    await asyncio.sleep(0)
+    assert near.send("ap", b"2")
+    assert near.send("ap", b"3")
+    rpc.go_on.set()
+    await asyncio.sleep(0.01)
+    frames = [[args["frame"], *args["more"]] for _, _, args in rpc.calls]
+    assert frames == [[b"1"], [b"2", b"3"]]
+    assert near.beyond() == {"ap"}
+
+
+async def test_frames_under_way_are_bounded() -> None:
+    near, gossip, rpc = links()
+    assert near.send("ap", b"x" * (RELAY_BYTES + 1)), "one goes, however large"
+    await asyncio.sleep(0)
+    assert near.send("ap", b"x" * (RELAY_BYTES - 1))
+    assert near.send("ap", b"x")
+    assert not near.send("ap", b"x")
+    others = [f"n{at}" for at in range(RELAYS_MAX)]
+    gossip.far.update(others)
+    assert [near.send(node, b"") for node in others].count(False) == 1
     rpc.go_on.set()
     await asyncio.sleep(0.01)
     assert near.send("ap", b"room again")
@@ -101,4 +123,8 @@ async def test_relayed_frames_are_taken_as_their_origins() -> None:
     await rpc.handlers[FRAME]("eu", {"frame": b"1"})
     with pytest.raises(BadRequest, match="eu relayed no session frame"):
         await rpc.handlers[FRAME]("eu", {"frame": "text"})
+    with pytest.raises(BadRequest, match="eu relayed no session frame"):
+        await rpc.handlers[FRAME]("eu", {"frame": b"1", "more": [b"2", 3]})
     assert taken == [("eu", b"1")]
+    await rpc.handlers[FRAME]("eu", {"frame": b"2", "more": [b"3"]})
+    assert taken[1:] == [("eu", b"2"), ("eu", b"3")]

@@ -22,5 +22,13 @@ FOUND: dict[int, str] = {
     162: "a request for a document is not held back after a merge; acknowledgements name a chain",
     163: "a home that is told of a lost epoch of its own does not wait for itself",
     935: "an entry of a call names its epoch: what a lost tail held is another entry",
+    2: "homes that are no neighbours of each other tell each other of their epochs",
+    22: "who hears of an erasure passes it on until it is answered",
+    70: "a standby whose link comes up is offered the session, whatever it had acknowledged",
+    156: "home and standby that lost a session take what a former home still holds",
+    262: "and so does a home without a standby",
+    185: "a home that went back in time unnoticed leaves the epochs in which it wrote what it lost",
+    243: "a former home keeps its turns until the new home's standby has them",
+    111: "a summary that another one has replaced is an entry all the same",
     78: "whose link comes up is told which epochs are in force",
 }

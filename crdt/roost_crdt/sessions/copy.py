@@ -117,25 +117,37 @@ class SessionCopy:
             self.enter_epoch(self.meta.home, self.meta.standby, now_ms)
 
     def merge(self, document: bytes, now_ms: int) -> Update | None:
-        """Take in what a former home holds; None if nothing was new. Raises CorruptData."""
+        """Take in what a former home holds; None if nothing was new.
+
+        Raises CorruptData; OwnClientMoved if this home wrote there what it does not hold any more.
+        """
         with self._all_or_nothing():
+            brought = check_update(document, self._limits)
             before = self.document.state_vector()
             changes = self.document.apply(document, outside=True)
-            if not (changes.entries or changes.fields or changes.repairs):
+            entries = dict(changes.entries)
+            # Yjs takes them for known where a home that lost a tail wrote others in their place.
+            hidden = {key: leaf for key, leaf in brought.items() if not self.document.holds(key)}
+            if not (entries or hidden or changes.fields or changes.repairs):
                 return None
-            if changes.repairs:
-                self.document.write({}, changes.repairs, bounded=False)
+            if changes.repairs or hidden:
+                self.document.write(hidden, changes.repairs, bounded=False)
             update = self.document.diff(before)
             fields = {**changes.fields, **changes.repairs}
-            return self._step(update, changes.entries, fields, now_ms)
+            return self._step(update, {**entries, **hidden}, fields, now_ms)
 
-    def enter_epoch(self, home: str, standby: str | None, now_ms: int) -> None:
+    def leave_lost_tail(self, now_ms: int) -> None:
+        """Home has evidence that it wrote what it does not hold any more: on, in an epoch clear of
+        those, before it writes other entries and Yjs structs under the same names."""
+        self.enter_epoch(self.meta.home, self.meta.standby, now_ms, leap=ACTOR_LEAP)
+
+    def enter_epoch(self, home: str, standby: str | None, now_ms: int, leap: int = 1) -> None:
         """The next epoch, durable with the open group; the document changes its client id.
 
         A former home that is home again has nothing left to merge into another. A copy from
         before a change of actors may be of a lost past, whose epochs must not come again.
         """
-        leap = 1 if self.meta.actor == self._actor else ACTOR_LEAP
+        leap = leap if self.meta.actor == self._actor else ACTOR_LEAP
         after = succeed(self.meta, home, standby, leap)
         self.set_meta(
             msgspec.structs.replace(after, actor=self._actor, used_ms=now_ms, unmerged=False)
@@ -172,7 +184,7 @@ class SessionCopy:
         The caller has checked the chain; the document is loaded only to compact it.
         """
         brought = check_update(frame.update, self._limits)
-        if any(brought.get(key) != leaf for key, leaf in frame.entries.items()):
+        if brought != frame.entries:
             raise CorruptData(f"session {frame.sid}: the plain view is not that of the update")
         with self._all_or_nothing():
             if frame.epoch != self.meta.epoch:

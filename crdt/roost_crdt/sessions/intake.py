@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from roost_crdt.document import OwnClientMoved
 from roost_crdt.errors import CorruptData
 from roost_crdt.home import (
+    ACTOR_LEAP,
     Ack,
     Deposed,
     Erase,
@@ -27,6 +29,7 @@ from roost_crdt.home import (
     decode_frame,
     judge_offer,
     judge_update,
+    succeed,
 )
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.outbox import Outbox
@@ -41,7 +44,7 @@ class Intake:
         shelf: Shelf,
         out: Outbox,
         publish: Callable[[SessionCopy, Update], None],
-        erase: Callable[[str, int], bool],
+        erase: Callable[[str, int, str], bool],
     ) -> None:
         self._shelf = shelf
         self._out = out
@@ -57,7 +60,7 @@ class Intake:
         frame = decode_frame(payload)
         meta = self._shelf.meta(frame.sid)
         if meta is not None and meta.erased_ms and not isinstance(frame, Erase):
-            self._out.send(peer, Erase(frame.sid, meta.erased_ms))
+            self._out.erase(peer, frame.sid, meta.erased_ms)
             return
         try:
             self._handle(peer, frame)
@@ -84,7 +87,7 @@ class Intake:
             case Offer():
                 self._on_offer(peer, frame)
             case Erase():
-                self._erase(frame.sid, frame.at_ms)
+                self._on_erase(peer, frame)
 
     def _on_update(self, peer: str, frame: Update) -> None:
         before = self._shelf.meta(frame.sid)
@@ -111,8 +114,12 @@ class Intake:
                 self._out.depose(peer, frame.sid)
 
     def _on_want(self, peer: str, frame: Want) -> None:
-        live = self._shelf.live(frame.sid)
+        live, known = self._shelf.live(frame.sid), self._shelf.meta(frame.sid)
         if live is None:
+            if known is not None and known.epoch > frame.epoch:
+                self._out.depose(peer, frame.sid)
+            elif frame.epoch[1] == peer:  # a home that holds nothing, and neither does this node
+                self._out.send(peer, Deposed(frame.sid, frame.epoch, None))
             return
         meta, node = live.meta, self._shelf.node
         if meta.home == node:
@@ -185,14 +192,15 @@ class Intake:
         if peer != meta.standby or frame.epoch != meta.epoch:
             return
         if frame.n > meta.n or (frame.n == meta.n and frame.chain != meta.chain):
-            # Its copy is of a chain of its own, from when it was home.
+            # Its copy is of another chain: of its own home's, or from before a tail was lost here.
             self._out.send(peer, live.whole())
             return
         live.confirmed = self._shelf.generation
         if frame.n > meta.acked_n:
             live.touch_memory(msgspec.structs.replace(meta, acked_n=min(frame.n, meta.n)))
+        self._out.pay(live)
         if frame.n >= meta.n:
-            self._out.unacked.pop(frame.sid, None)
+            self._out.let_go(frame.sid)  # a standby that is back needs no other in its place
         waiters, live.waiters = live.waiters, []
         for n, callback in waiters:
             live.when_held(n, callback)
@@ -201,14 +209,47 @@ class Intake:
         live = self._shelf.live(frame.sid)
         if live is None or live.meta.home != self._shelf.node:
             meta = self._shelf.meta(frame.sid)
-            if meta is not None:
-                self._out.depose(peer, frame.sid)
-                self._ask_standby(meta)
+            if meta is None:
+                return
+            if not meta.held and meta.home == self._shelf.node and meta.standby is None:
+                self._begin_again(peer, frame, meta)
+                return
+            self._out.depose(peer, frame.sid)
+            self._ask_standby(meta)
             return
-        update = live.merge(frame.document, self._shelf.now_ms())
+        now_ms = self._shelf.now_ms()
+        try:
+            update = live.merge(frame.document, now_ms)
+        except OwnClientMoved:
+            live.leave_lost_tail(now_ms)
+            self._out.offer(live)
+            update = live.merge(frame.document, now_ms)
         if update is not None:
             self._publish(live, update)
-        self._out.send(peer, Merged(frame.sid, live.meta.epoch, frame.chain))
+        self._out.owe(peer, live, frame.chain)
+
+    def _begin_again(self, peer: str, frame: Merge, meta: Meta) -> None:
+        """Home lost the session and had no standby: what a former home still holds is all there is.
+
+        In an epoch clear of those in which it may have written what nobody holds any more.
+        """
+        shelf = self._shelf
+        fresh = Meta(frame.sid, meta.epoch, None, used_ms=shelf.now_ms(), actor=shelf.actor)
+        with shelf.arriving(succeed(fresh, shelf.node, None, ACTOR_LEAP)) as live:
+            if live.merge(frame.document, shelf.now_ms()) is None:
+                live.set_meta(live.meta)
+        live.confirmed = shelf.generation
+        self._out.offer(live)
+        self._out.owe(peer, live, frame.chain)
+
+    def _on_erase(self, peer: str, frame: Erase) -> None:
+        """Whoever hears of an erasure passes it on, and answers whom it heard it from."""
+        self._erase(frame.sid, frame.at_ms, peer)
+        self._out.erasures.pop((frame.sid, peer), None)
+        if not frame.heard:
+            meta = self._shelf.meta(frame.sid)
+            assert meta is not None, "a stub is left of what was erased"
+            self._out.send(peer, Erase(frame.sid, meta.erased_ms, heard=True))
 
     def _on_merged(self, peer: str, frame: Merged) -> None:
         live = self._shelf.live(frame.sid)
@@ -228,6 +269,9 @@ class Intake:
             return
         if before is not None and before.epoch > frame.epoch:
             self._out.depose(peer, frame.sid)
+            return
+        if before is not None and _standby_lost_it(before, peer, frame):
+            self._shelf.remember_stub(frame.sid, frame.epoch, None)
             return
         after = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
         self._tell_former(before, after)
@@ -269,3 +313,12 @@ class Intake:
         after = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
         self._tell_former(meta, after)
         return after
+
+
+def _standby_lost_it(mine: Meta, peer: str, frame: Deposed) -> bool:
+    """Whether the standby itself says that it holds as little of a session as its home here.
+
+    Then what a former home still has is all there is.
+    """
+    asked = not mine.held and not mine.erased_ms and mine.standby == peer
+    return asked and mine.epoch == frame.epoch and frame.standby is None

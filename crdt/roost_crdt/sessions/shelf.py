@@ -50,6 +50,8 @@ class Shelf:
         """Rises after a start or a pause: a home then asks its standby before it commits."""
         self.on_deposed: Callable[[str], None] = lambda sid: None
         """Called when a home that holds turns of its own has learnt of a higher epoch."""
+        self.on_erased: Callable[[str], None] = lambda sid: None
+        """Called when a session was erased here: whoever keeps a copy of his own drops it."""
         self.on_corrupt: Callable[[str, CorruptData], None] = lambda sid, error: None
         """Told of a session that cannot be read here, or of a frame of it that cannot."""
         self.lives: OrderedDict[str, SessionCopy] = OrderedDict()

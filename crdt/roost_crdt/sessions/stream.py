@@ -5,7 +5,7 @@ Frames come in through `roost_crdt.sessions.intake`, go out through `roost_crdt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from roost_crdt.errors import CorruptData
 from roost_crdt.home import (
     Deposed,
-    Erase,
+    Epoch,
     Follow,
     Meta,
     Update,
@@ -31,7 +31,6 @@ from roost_crdt.sessions.table import head_item
 SWEEP_PAGE = 500
 STANDBY_GONE_FACTOR = 10
 """A standby is replaced after it was down for this many times `takeover_after_ms`."""
-MERGE_AGAIN_MS = 2_000
 COPY_AGAIN_MS = 2_000
 COPIES_A_TICK = 32
 """Whole documents that a tick or a page of a sweep sends to new standbys; the rest waits."""
@@ -64,6 +63,14 @@ class Stream:
         self._heard: set[str] | None = None
         """Neighbours that were up and are not gone since; None until the first can be gone."""
         self._sweep_due = False
+        self._regular = True
+        """Whether the sweep that goes on is one of those at intervals."""
+        self._far: frozenset[str] = frozenset()
+        """Nodes that are reached by way of others."""
+        self._far_new: set[str] = set()
+        """Those that came into reach since a sweep began."""
+        self._far_told: set[str] = set()
+        """Those that hear of the sessions at home here in the sweep that goes on."""
         self._copies_left = COPIES_A_TICK
 
     # --- home's side ---
@@ -189,6 +196,17 @@ class Stream:
         self.offer(live)
         return True
 
+    def shown_copy(self, live: SessionCopy, epoch: Epoch, n: int, chain: bytes) -> bool:
+        """The standby says where its copy is: home notices here that it has lost a tail (its store
+        went back in time unnoticed) and leaves the epochs in which it wrote that; whether it did.
+        """
+        meta = live.meta
+        if epoch != meta.epoch or n < meta.n or (n, chain) == (meta.n, meta.chain):
+            return False
+        live.leave_lost_tail(self._shelf.now_ms())
+        self.offer(live)
+        return True
+
     # --- frames ---
 
     def take_frames(self) -> list[tuple[str, bytes]]:
@@ -199,8 +217,9 @@ class Stream:
         """One frame from a neighbour. Raises PeerError if it is none; nothing was changed then."""
         self._intake.on_frame(peer, payload)
 
-    def erase_here(self, sid: str, at_ms: int) -> bool:
-        """Drop every row of a session and remember that it was erased; False if it was already."""
+    def erase_here(self, sid: str, at_ms: int, heard_from: str = "") -> bool:
+        """Drop every row of a session, remember that it was erased and pass that on to the other
+        neighbours until they have answered; False if nothing was held."""
         shelf = self._shelf
         meta = shelf.meta(sid)
         if meta is not None and meta.erased_ms:
@@ -215,6 +234,10 @@ class Stream:
         items = shelf.table.drop_items(sid)
         items.update(head_item(gone))
         shelf.table.put(items)
+        shelf.on_erased(sid)
+        for neighbour in self._links.candidates():
+            if neighbour.node != heard_from:
+                self._out.erase(neighbour.node, sid, gone.erased_ms)
         return held
 
     # --- time ---
@@ -223,16 +246,18 @@ class Stream:
         """Offer again what was not acknowledged in time; look for standbys that are gone."""
         self._shelf.make_room()
         now_ms = self._shelf.steady_ms()
-        for sid, sent_ms in list(self._out.unmerged.items()):
+        for sid in self._out.due_to_merge(now_ms):
             meta = self._shelf.meta(sid)
             if meta is None or not meta.unmerged:
                 del self._out.unmerged[sid]
-            elif now_ms - sent_ms > MERGE_AGAIN_MS:
-                with self._contained(sid):
-                    self._out.send_unmerged(sid)
+                continue
+            with self._contained(sid):
+                self._out.send_unmerged(sid, again=True)
         self._copies_left = COPIES_A_TICK
         rtts = {c.node: c.rtt_ms for c in self._links.candidates()}
+        self._out.erase_again(rtts.keys())
         self._watch_for_gone(rtts.keys())
+        self._watch_for_far()
         for sid, offered_ms in list(self._out.unacked.items()):
             with self._contained(sid):
                 self._offer_again(sid, now_ms - offered_ms, rtts)
@@ -240,7 +265,7 @@ class Stream:
     def _offer_again(self, sid: str, since_ms: int, rtts: Mapping[str, float]) -> None:
         live = self._shelf.live(sid)
         if live is None or live.meta.home != self._shelf.node:
-            del self._out.unacked[sid]
+            self._out.let_go(sid)
             return
         rtt_ms = rtts.get(live.meta.standby or "")
         if rtt_ms is None:
@@ -267,6 +292,8 @@ class Stream:
         self._copies_left = COPIES_A_TICK
         if not after:
             self._sweep_due = False
+            self._regular = self._shelf.steady_ms() - self._swept_ms > SWEEP_EVERY_MS
+            self._far_told, self._far_new = self._far_new, set()
         heads = self._shelf.table.heads(after, SWEEP_PAGE)
         for meta in heads:
             with self._contained(meta.sid):
@@ -297,10 +324,23 @@ class Stream:
         self._heard.update(up)
         self._sweep_due = self._sweep_due or bool(gone)
 
+    def _watch_for_far(self) -> None:
+        """Who comes into reach behind a neighbour has no link here that would come up."""
+        far = frozenset(self._links.beyond())
+        self._far_new |= far - self._far
+        self._sweep_due = self._sweep_due or bool(far - self._far)
+        self._far = far
+
+    def tell_again(self, far: Collection[str]) -> None:
+        """Frames to these nodes behind a neighbour were dropped: the next sweep is for them too."""
+        self._far_new |= self._far.intersection(far)
+        self._sweep_due = self._sweep_due or bool(self._far_new)
+
     def _revisit(self, meta: Meta, newcomers: Collection[str]) -> None:
         if meta.erased_ms:
-            for node in newcomers or [c.node for c in self._links.candidates()]:
-                self._out.send(node, Erase(meta.sid, meta.erased_ms))
+            all_near = [c.node for c in self._links.candidates()] if self._regular else []
+            for node in newcomers or all_near:
+                self._out.erase(node, meta.sid, meta.erased_ms)
             return
         if self._shelf.expired(meta):
             self._shelf.forget(meta.sid)
@@ -314,20 +354,33 @@ class Stream:
             live = self._shelf.live(meta.sid)
             if live is None:
                 return
-            if meta.acked_n < meta.n or live.confirmed != self._shelf.generation:
+            unsure = meta.acked_n < meta.n or live.confirmed != self._shelf.generation
+            # A standby whose link comes up may be back in time: what it acknowledged may be lost.
+            if unsure or meta.standby in newcomers:
                 self.offer(live)
             self._replace_standby(live)
 
     def _announce(self, meta: Meta, newcomers: Collection[str]) -> None:
-        """Say which epoch is in force here; who knows a higher one answers."""
+        """Say which epoch is in force here; who knows a higher one answers.
+
+        Two homes that know nothing of each other (two first contacts) need not be neighbours, nor
+        their standbys: home tells everybody that comes into reach.
+        """
         node = self._shelf.node
         partner = meta.standby if meta.home == node else meta.home
-        hearers: Iterable[str | None] = newcomers or [partner]
-        for hearer in hearers:
-            if hearer is None or hearer == node:
-                continue
-            if hearer == partner or node in (meta.home, meta.standby):
-                self._out.send(hearer, Deposed(meta.sid, meta.epoch, meta.standby))
+        hearers: set[str | None] = {*newcomers} or {partner}
+        if node not in (meta.home, meta.standby):
+            hearers &= {partner}
+        elif meta.home == node:
+            hearers |= self._far_told
+        for hearer in sorted(hearer for hearer in hearers if hearer not in (None, node)):
+            self._out.send(hearer, Deposed(meta.sid, meta.epoch, meta.standby))
+
+    def announce(self, live: SessionCopy) -> None:
+        """Tell all in reach of a session that began under a name that others may begin too."""
+        near = {c.node for c in self._links.candidates()}
+        for hearer in sorted((near | set(self._links.beyond())) - {live.meta.standby}):
+            self._out.send(hearer, Deposed(live.meta.sid, live.meta.epoch, live.meta.standby))
 
     def _replace_standby(self, live: SessionCopy) -> None:
         """Another standby for a session whose own is gone; it is named once it holds the copy."""
@@ -342,8 +395,8 @@ class Stream:
         if sent and now_ms - self._out.unacked.get(meta.sid, -COPY_AGAIN_MS) < COPY_AGAIN_MS:
             return
         self._out.note_unacked(live)
-        if not self._copies_left:
-            return  # noted: a later tick sends it
+        if not self._copies_left or meta.sid not in self._out.unacked:
+            return  # a later tick or sweep sends it
         self._copies_left -= 1
         self._out.candidates[meta.sid] = chosen
         self._out.send(chosen, live.whole())

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from roost_crdt import fold
+from roost_crdt.entries import TurnRef
 from roost_crdt.errors import CorruptData, RoostError
 from roost_crdt.home import Meta
 from roost_crdt.sessions.copy import SessionCopy
@@ -76,19 +77,18 @@ class Copies:
         self, request: types.Commit, answer: types.Committed, claims: Claims, node: str
     ) -> None:
         copy = self._copies.get(answer.sid)
-        head = copy.fold.turn if copy is not None else None
-        follows = copy is not None and copy.head_turn() == answer.turn - 1
+        if claims.path and claims.path[-1][3] != answer.turn:
+            self.drop(answer.sid)  # another turn was committed since
+            return
+        follows = copy is not None and copy.fold.turn == _turn_before(claims)
         if copy is None or not follows or not claims.path or request.put:
             await self._fetch(answer.sid, node)
             return
-        n, home, _start, last = claims.path[-1]
-        if last != answer.turn:
-            self.drop(answer.sid)
-            return
+        n, home, _start, _last = claims.path[-1]
         key, leaf = fold.turn_entry(
             (n, home),
             answer.turn,
-            parent=head,
+            parent=copy.fold.turn,
             turn_id=request.turn_id,
             messages=request.messages,
             at_ms=self._context.now_ms(),
@@ -119,3 +119,14 @@ class Copies:
         self._bytes += copy.size_bytes
         while self._bytes > self._context.limits.replica_cache_bytes and len(self._copies) > 1:
             self.drop(next(iter(self._copies)))
+
+
+def _turn_before(claims: Claims) -> TurnRef | None:
+    """The turn on which the newest one of a path was built.
+
+    By epoch, not by number: another home's turn of that number is another turn.
+    """
+    *earlier, (n, home, start, last) = claims.path or ((0, "", 0, 0),)
+    if last - 1 > start:
+        return (n, home, last - 1)
+    return (earlier[-1][0], earlier[-1][1], earlier[-1][3]) if earlier else None

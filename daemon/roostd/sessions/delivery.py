@@ -10,6 +10,7 @@ from roost_crdt.sessions.stream import Stream
 from roostd.sessions.types import Neighbours
 
 SWEEP_PAUSE_S = 0.01
+SWEEP_AGAIN_S = 0.5
 
 
 class Delivery:
@@ -24,11 +25,15 @@ class Delivery:
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_again = False
         self._newcomers: set[str] = set()
+        self._missed: set[str] = set()
+        """To whom a frame was dropped since the sweep that goes on began."""
 
     def after_flush(self) -> None:
-        """Send what became durable. A frame without room is dropped; the stream offers it again."""
+        """Send what became durable. A frame without room is dropped; the stream says it again if
+        it waits for an answer, and a sweep goes through all again for whom it missed."""
         for node, frame in self._stream.take_frames():
-            self._neighbours.send(node, frame)
+            if not self._neighbours.send(node, frame):
+                self._missed.add(node)
 
     async def acknowledged(self, live: SessionCopy, n: int, wait_ms: int) -> bool:
         """Wait up to `wait_ms` until the standby holds step n; False if it does not."""
@@ -59,6 +64,7 @@ class Delivery:
         while again:
             newcomers, self._newcomers = frozenset(self._newcomers), set()
             self._sweep_again = False
+            self._missed.clear()
             after: str | None = ""
             while after is not None:
                 after = self._stream.sweep_page(after, newcomers)
@@ -66,6 +72,14 @@ class Delivery:
                 self.after_flush()
                 await asyncio.sleep(SWEEP_PAUSE_S)
             again = self._sweep_again
+            # A link that comes up has little room at first, and epochs are told only once.
+            missed = self._missed & newcomers & {c.node for c in self._neighbours.candidates()}
+            far = self._missed.intersection(self._neighbours.beyond())
+            if missed or far:
+                self._newcomers |= missed
+                self._stream.tell_again(far)
+                again = True
+                await asyncio.sleep(SWEEP_AGAIN_S)
 
     def tick(self) -> None:
         """Whatever is due: offers and merges that were not answered, the regular sweep."""

@@ -48,7 +48,6 @@ class Erasure:
 
     async def _here(self, sid: str, at_ms: int) -> dict[str, Any]:
         held = self._stream.erase_here(sid, at_ms)
-        self._copies.drop(sid)
         await self._context.durable()
         return {"node": self._context.node, "held": held, "erased_ms": at_ms}
 

@@ -63,9 +63,10 @@ class Forwarder:
         return answer
 
     async def locate(self, sid: str, *, may_begin: bool) -> Meta | None:
-        """Ask all up neighbours for an unknown session; None = nobody has it and it may begin."""
+        """Ask all nodes in reach for an unknown session; None = nobody has it and it may begin."""
         context = self._context
         nodes = [c.node for c in context.neighbours.candidates()]
+        nodes += sorted(context.neighbours.beyond())
         answers = await asyncio.gather(
             *(
                 context.neighbours.call(node, LOCATE, {"sid": sid}, deadline_ms=LOCATE_DEADLINE_MS)

@@ -11,7 +11,14 @@ import asyncio
 import logging
 from typing import Any
 
-from roost_crdt.errors import BadRequest, PeerError, RoostError, Unavailable, UnknownOutcome
+from roost_crdt.errors import (
+    BadRequest,
+    NoSession,
+    PeerError,
+    RoostError,
+    Unavailable,
+    UnknownOutcome,
+)
 from roost_crdt.home import Follow, Whole, decode_frame, encode_frame
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.stream import Stream
@@ -40,7 +47,10 @@ class Handover:
         )
 
     async def to(self, live: SessionCopy, node: str) -> None:
-        """Make `node` the home of a session that is at home here. Raises Unavailable."""
+        """Make `node` the home of a session that is at home here.
+
+        Raises Unavailable, or NoSession if it was erased while this waited for its turn.
+        """
         context = self._context
         if node == context.node:
             return
@@ -53,6 +63,9 @@ class Handover:
         try:
             with live.pinned():
                 async with context.lock(live):
+                    meta = context.shelf.meta(live.meta.sid)
+                    if meta is not None and meta.erased_ms:
+                        raise NoSession(f"session {meta.sid} was erased; there is nothing to move")
                     if live.meta.home != context.node:
                         raise Unavailable(f"session {live.meta.sid} has moved to {live.meta.home}")
                     await self._hand_over(live, node)

@@ -60,9 +60,15 @@ class Local:
 
     # --- opening ---
 
-    def create(self, sid: str, epoch_n: int = 1) -> SessionCopy:
-        """A new session with this node as its home; durable with the open group."""
-        return self._stream.begin(sid, epoch_n)
+    def create(self, sid: str, epoch_n: int = 1, *, named: bool = False) -> SessionCopy:
+        """A new session with this node as its home; durable with the open group.
+
+        `named`: the caller chose its id, so another node may begin it at the same time.
+        """
+        live = self._stream.begin(sid, epoch_n)
+        if named:
+            self._stream.announce(live)
+        return live
 
     def opened(self, live: SessionCopy, *, created: bool = False) -> Opened:
         meta = live.meta

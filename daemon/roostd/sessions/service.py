@@ -83,6 +83,7 @@ class Sessions:
         self._last_tick_ms = context.shelf.steady_ms()
         self._following: set[asyncio.Task[None]] = set()
         context.shelf.on_corrupt = Damage(context).say
+        context.shelf.on_erased = self._copies.drop
 
     # --- requests of faces ---
 
@@ -234,7 +235,8 @@ class Sessions:
         meta = self._context.shelf.meta(str(args.get("sid", "")))
         if meta is None or (not meta.held and not meta.erased_ms):
             return None
-        return [list(meta.epoch), meta.standby, meta.erased_ms, meta.turn]
+        where = [list(meta.epoch), meta.standby, meta.erased_ms, meta.turn]
+        return where if meta.unmerged else [*where, meta.n, meta.chain]
 
     async def _remote_copy(self, peer: str, args: dict[str, Any]) -> Any:
         live = self._context.shelf.live(str(args.get("sid", "")))
@@ -279,7 +281,7 @@ class Sessions:
         if meta is None:
             meta = await self._forwarder.locate(sid, may_begin=isinstance(request, types.Open))
             if meta is None:
-                return await self._begin(sid)
+                return await self._begin(sid, named=True)
         context.shelf.check_lives(meta)
         if meta.home == context.node:
             held = context.shelf.live(sid)
@@ -362,11 +364,11 @@ class Sessions:
                 answer = types.Erased(await self._erasure.everywhere(live.meta.sid))
         return answer
 
-    async def _begin(self, sid: str) -> types.Opened:
+    async def _begin(self, sid: str, *, named: bool = False) -> types.Opened:
         """A new session: here, or in a region that residency allows."""
         context = self._context
         if context.may_hold(context.region):
-            live = self._local.create(sid)
+            live = self._local.create(sid, named=named)
             await context.durable()
             return self._local.opened(live, created=True)
         allowed = [c for c in context.neighbours.candidates() if context.may_hold(c.region)]

@@ -140,6 +140,16 @@ class Takeover:
             context.shelf.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
             self._delivery.sweep()
             return
+        if found is not None and len(found) > 5:  # nodes of the release before leave it out
+            epoch, n = (int(found[0][0]), str(found[0][1])), int(found[4])
+            if self._stream.shown_copy(live, epoch, n, bytes(found[5])):
+                log.warning(
+                    "session %s: standby %s holds steps that this store has lost; home goes on in "
+                    "epoch %d and takes them back",
+                    meta.sid,
+                    meta.standby,
+                    live.meta.epoch[0],
+                )
         live.confirmed = generation
 
     async def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -169,6 +170,10 @@ class Neighbours(Protocol):
 
     def candidates(self) -> list[Candidate]:
         """Neighbours whose link is up."""
+        ...
+
+    def beyond(self) -> Collection[str]:
+        """Nodes that are no neighbours and are reached by way of one."""
         ...
 
     def silent_ms(self, node: str) -> int:
