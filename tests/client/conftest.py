@@ -154,6 +154,10 @@ class Daemon:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.group: int | None = None
+        """The group that it runs as, under its unit's umask; None: this process's."""
+        self.under: tuple[str, ...] = ()
+        """A command that starts it."""
         self.url = f"unix://{folder / 'roost.sock'}"
         self.index = folder / "data" / "index"
         resp, http, gossip = free_ports(3)
@@ -177,10 +181,12 @@ class Daemon:
         config = self.folder / "roost.toml"
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "roostd.cli.roostd", "--config", str(config)],
+                [*self.under, sys.executable, "-m", "roostd.cli.roostd", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                group=self.group,
+                umask=-1 if self.group is None else 0o007,
             )
         until = time.monotonic() + 20
         while True:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import roost
-from roost import aio
+from roost import aio, environment
+
+from .conftest import Daemon
 
 
 def test_reads_go_on_while_the_daemon_is_down(own_daemon: Any, fresh: Any, from_index: Any) -> None:
@@ -107,12 +114,16 @@ import os, sys
 import roost
 if len(sys.argv) > 3:
     "host".encode("idna")  # before the interpreter's files are out of reach
-    os.setgid(int(sys.argv[3]))
-    os.setuid(int(sys.argv[3]))
+    user, *groups = map(int, sys.argv[3:])
+    os.setgroups(groups)
+    os.setgid(user)
+    os.setuid(user)
 with roost.connect(sys.argv[1]) as client:
     reading = client.get(sys.argv[2])
     print(reading.source, reading.value)
 """
+NOBODY = "65534"
+GROUP = 54321
 
 
 def read_elsewhere(url: str, key: str, *user: str, command: tuple[str, ...] = ()) -> str:
@@ -141,27 +152,116 @@ def test_another_process_reads_the_index(
     assert read_elsewhere(daemon.url, key) == "mmap shared"
 
 
+@pytest.mark.parametrize("options", [(), ("--mount-proc",)], ids=["", "own /proc"])
 def test_another_pid_namespace_uses_the_socket(
-    client: Any, daemon: Any, fresh: Any, from_index: Any
+    client: Any, daemon: Any, fresh: Any, from_index: Any, options: tuple[str, ...]
 ) -> None:
     if not can_unshare():
         pytest.skip("needs the right to make a PID namespace")
     key = fresh("model_router_weights")
     client.set(key, "shared")
     from_index(client, key)
-    unshared = ("unshare", "--pid", "--fork")
+    unshared = ("unshare", "--pid", "--fork", *options)
     assert read_elsewhere(daemon.url, key, command=unshared) == "node shared"
 
 
-def test_who_may_not_open_the_lock_table_uses_the_socket(
-    client: Any, daemon: Any, fresh: Any, from_index: Any
+def test_a_daemon_in_another_pid_namespace_is_asked_by_the_socket(
+    own_daemon: Any, fresh: Any
 ) -> None:
+    if not can_unshare():
+        pytest.skip("needs the right to make a PID namespace")
+    own_daemon.kill()
+    own_daemon.under = ("unshare", "--pid", "--fork", "--kill-child")
+    own_daemon.start()
+    key = fresh("model_router_weights")
+    with roost.connect(own_daemon.url) as client:
+        client.set(key, "shared")
+        time.sleep(0.3)  # applied by now
+        reading = client.get(key)
+        assert (reading.value, reading.source) == ("shared", "node")
+    own_daemon.kill()
+
+
+@pytest.fixture
+def of_a_group() -> Iterator[Any]:
+    """A daemon in a place that everybody reaches, of a group that others may be in."""
     if os.geteuid() != 0:
         pytest.skip("needs the right to become somebody else")
-    key = fresh("model_router_weights")
-    client.set(key, "shared")
-    from_index(client, key)
-    assert read_elsewhere(daemon.redis_url, key, "65534") == "node shared"
+    place = Path(tempfile.mkdtemp(prefix="roost-"))
+    place.chmod(0o755)
+    daemon = Daemon(place / "n")
+    daemon.folder.chmod(0o755)
+    daemon.group = GROUP
+    daemon.start()
+    yield daemon
+    daemon.stop()
+    shutil.rmtree(place)
+
+
+def test_other_users_read_the_index_if_they_are_in_its_group(
+    of_a_group: Any, fresh: Any, from_index: Any
+) -> None:
+    """Readers write to the lock table, so that reading it takes the right to write it."""
+    key, url = fresh("model_router_weights"), of_a_group.redis_url
+    with roost.connect(of_a_group.url) as client:
+        client.set(key, "shared")
+        from_index(client, key)
+        assert read_elsewhere(url, key, NOBODY) == "node shared"
+        assert read_elsewhere(url, key, NOBODY, str(GROUP)) == "mmap shared"
+        table = of_a_group.index / "lock.mdb"
+        table.chmod(0o640)
+        assert read_elsewhere(url, key, NOBODY, str(GROUP)) == "node shared"
+        table.chmod(0o660)
+        (of_a_group.index / "data.mdb").chmod(0o600)
+        assert read_elsewhere(url, key, NOBODY, str(GROUP)) == "node shared"
+        assert client.get(key).source == "mmap"
+
+
+def test_no_transaction_outlives_a_call(own_daemon: Any, fresh: Any, from_index: Any) -> None:
+    """Seen from outside: this process's slots of the reader table are idle after each call, of
+    whatever it read, in every thread; so it pins no page, however long it idles."""
+    keys = [fresh(policy) for policy in ("model_router_weights", "tags", "profiles", "counts")]
+    with roost.connect(own_daemon.url) as client:
+        client.set(keys[0], "one")
+        for first in range(0, 3_000, 1_000):
+            client.update(keys[1], put=[f"member {n}" for n in range(first, first + 1_000)])
+        client.update(keys[2], put={"a": 1})
+        client.incr(keys[3], 2)
+
+        def read() -> None:
+            for key in [*keys, fresh("tags")]:
+                from_index(client, key)
+                with contextlib.suppress(roost.Unavailable):
+                    client.get(key, max_lag_ms=0)
+                assert idle(own_daemon.index)
+
+        read()
+        index = environment.acquire(str(own_daemon.index))
+        held = index.begin(index.rows)
+        assert not idle(own_daemon.index), "the check itself sees nothing"
+        held.abort()
+        environment.release(index)
+        for thread in [threading.Thread(target=read) for _ in range(4)]:
+            thread.start()
+            thread.join()
+
+
+READERS = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024) as env:
+    print(env.readers())
+"""
+
+
+def idle(index: Path) -> bool:
+    """Whether this process has slots in the reader table, and no transaction in any of them."""
+    table = subprocess.run(
+        [sys.executable, "-c", READERS, str(index)], capture_output=True, text=True, check=True
+    )
+    slots = [line.split() for line in table.stdout.split("\n")[1:] if line.strip()]
+    own = [slot[2] for slot in slots if slot[0] == str(os.getpid())]
+    assert own, f"this process does not read: {table.stdout}"
+    return all(transaction == "-" for transaction in own)
 
 
 def test_a_login_with_a_prefix(own_daemon: Any, from_index: Any) -> None:

@@ -46,7 +46,7 @@ type = "map"
 REGISTER = "model_router_weights"
 SOAK = bool(os.environ.get("ROOST_TEST_SOAK"))
 ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
-START_S = 20
+START_S = 60
 
 
 def configure(home: Path, *options: str, region: str = "eu") -> Path:
