@@ -19,9 +19,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,13 @@ def bare_lmdb(url: str, data: str) -> Iterator[Read]:
     environment.close()
 
 
+CHANGING = "roost, same, index changing"
+"""While another client writes (to other keys): each commit, 20 a second, ends what is kept."""
+
 CONTENDERS: dict[str, Any] = {
     "roost, shared memory": shared_memory,
     "roost, same, JSON objects": shared_memory,
+    CHANGING: shared_memory,
     "bare py-lmdb": bare_lmdb,
     "roost, unix socket": over_socket,
     "redis-py on roostd": redis_client,
@@ -154,11 +159,32 @@ def child(name: str, url: str, data: str, count: int, reads: int, seed: int) -> 
     print(json.dumps(figures))
 
 
+@contextmanager
+def written(url: str) -> Iterator[None]:
+    """Meanwhile a key is written, as often as the index is committed."""
+    ended = threading.Event()
+
+    def write() -> None:
+        client = redis.Redis(unix_socket_path=url.removeprefix("unix://"))
+        while not ended.wait(0.025):
+            client.set(f"{POLICY}:written", time.time_ns())
+        client.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+
+
 def run_child(name: str, url: str, data: str, options: argparse.Namespace, seed: int) -> Any:
     slow = 10 if name.split()[-1] in ("socket", "roostd", "redis-server") else 1
     command = [sys.executable, __file__, "--child", name, url, data]
     command += [str(options.keys), str(options.reads // slow), str(seed)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    with written(url) if name == CHANGING else nullcontext():
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 

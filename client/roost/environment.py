@@ -7,10 +7,12 @@ exit (MDB_BAD_RSLOT in the parent), so both sides open again after it.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from struct import calcsize, unpack_from
 from typing import Any
 
 import lmdb
@@ -22,12 +24,24 @@ READERS_MAX = 1024
 """As the daemon's: whoever opens the file first decides the size of the lock table."""
 SPARE_TRANSACTIONS = 4
 
+HEAD_A = 18
+"""Where `Index.heads` has the transaction id of LMDB's first meta page."""
+_META_MAGIC = 0xBEEFC0DE, 1
+_META_BYTES = 152
+_UNKNOWN = memoryview(b"\xff" * _META_BYTES).cast("Q")
+
 Begin = Callable[[Any], Any]
 
 
 @dataclass(slots=True, eq=False)
 class Index:
-    """An opened environment. `identity` is (device, inode) of its data file."""
+    """An opened environment. `identity` is (device, inode) of its data file.
+
+    `heads[HEAD_A]` and `heads[head_b]` are the transaction ids of LMDB's two meta pages, shared
+    with the writer: it writes them in turn, and shows a transaction only after its meta page. So
+    while the larger one is that of an earlier read, nothing has been committed since; what was
+    read then is what a transaction would read now. Where they are not known, no id equals them.
+    """
 
     path: str
     identity: tuple[int, int]
@@ -35,6 +49,8 @@ class Index:
     begin: Begin
     rows: Any
     meta: Any
+    heads: memoryview
+    head_b: int
     users: int = 0
     closed: bool = False
 
@@ -96,7 +112,24 @@ def _open(directory: str, identity: tuple[int, int]) -> Index:
     except lmdb.Error:
         environment.close()
         raise
-    return Index(directory, identity, environment, environment.begin, rows, meta)
+    heads, head_b = _map_heads(os.path.join(directory, "data.mdb")) or (_UNKNOWN, HEAD_A)
+    return Index(directory, identity, environment, environment.begin, rows, meta, heads, head_b)
+
+
+def _map_heads(data: str) -> tuple[memoryview, int] | None:
+    """`heads` and `head_b` of an Index; None where the file is not laid out as on 64 bits."""
+    if calcsize("P") != 8:
+        return None
+    with open(data, "rb") as file:
+        head = file.read(_META_BYTES)
+        if len(head) < _META_BYTES or unpack_from("=II", head, 16) != _META_MAGIC:
+            return None
+        (page_bytes,) = unpack_from("=I", head, 40)
+        size = os.fstat(file.fileno()).st_size
+        if page_bytes < _META_BYTES or size < 2 * page_bytes:
+            return None
+        mapped = mmap.mmap(file.fileno(), 2 * page_bytes, access=mmap.ACCESS_READ)
+    return memoryview(mapped).cast("Q"), HEAD_A + page_bytes // 8
 
 
 def _close(index: Index) -> None:

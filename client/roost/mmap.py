@@ -1,6 +1,8 @@
 """Reads by shared memory: the daemon's LMDB index, opened read-only by this process.
 
-One read transaction a call, so that no reader ever pins old pages. The index trails the log by
+One read transaction a call, so that no reader ever pins old pages; none where nothing has been
+committed since the same key was read before, which the meta pages of LMDB's file tell: then the
+answer is what was read then. The index trails the log by
 the apply interval: where it is behind the client's own last acknowledgement the socket is asked
 instead, at once. Reading it takes the right to write its lock table, and the daemon's PID
 namespace (LMDB clears the slots of dead readers by their process ids); where one is missing, or
@@ -22,7 +24,7 @@ import msgspec
 
 from roost import requests
 from roost.address import Address
-from roost.environment import Index, acquire, file_identity, release
+from roost.environment import HEAD_A, Index, acquire, file_identity, release
 from roost.indexmeta import SCHEMA, index_directory, read_applied_seq, read_meta
 from roost.probe import PERIOD_S, Probe
 from roost.types import Hello, Reading
@@ -35,6 +37,8 @@ __all__ = ["IndexReader"]
 
 TARGETS_MAX = 16_384
 """Keys whose policy and row name are kept; as many again of those used before them."""
+KEPT_BYTES_MAX = 512
+"""A stored row that is no larger is kept with its target."""
 REOPEN_S = 1.0
 CHUNK_ROWS = 1000
 CHUNK_S = 0.005
@@ -48,12 +52,27 @@ SCALE = 10**9
 """A float counter counts in units of 1e-9."""
 
 
-Target = tuple[Policy, bytes, int, bool]
-"""Where a key is: policy, name, seed, whether it is a register. (Plain tuples unpack fastest.)
+Kept = tuple[int, bool, Any]
+NOTHING_KEPT: Kept = (-1, False, None)
 
-`name` is a register's one row, else the prefix of all rows; `seed` is the checksum of what
-comes before a register's body: type and name.
-"""
+
+class Target:
+    """Where a key is, and what was last read there.
+
+    `name` is a register's one row, else the prefix of all rows; `seed` is the checksum of what
+    comes before a register's body: type and name. `kept`: the transaction that read the value,
+    whether it is JSON text yet, and the value; only small ones that do not end by themselves.
+    """
+
+    __slots__ = ("is_register", "kept", "name", "policy", "seed")
+
+    def __init__(self, policy: Policy, name: bytes, seed: int, is_register: bool) -> None:
+        self.policy = policy
+        self.name = name
+        self.seed = seed
+        self.is_register = is_register
+        self.kept: Kept = NOTHING_KEPT
+
 
 Seen = tuple[int, int]
 """What the newest transaction showed: its id, and the applied_seq in it."""
@@ -137,22 +156,29 @@ class IndexReader:
             target = self._find(key)
         if target is None:
             return None
-        policy, name, seed, is_register = target
+        txn_id, applied_seq = self._seen
+        kept_id, is_json, value = target.kept
+        if kept_id == txn_id and applied_seq >= self._acked_seq:
+            head_a, head_b = index.heads[HEAD_A], index.heads[index.head_b]
+            unchanged = kept_id == (head_a if head_a > head_b else head_b)
+        else:
+            unchanged = False
         try:
-            if is_register:
+            if unchanged:
+                value = _decode_json(value) if is_json else value
+            elif target.is_register:
                 txn = index.begin(index.rows)
                 try:
-                    txn_id, applied_seq = self._seen
                     if txn.id() != txn_id:
-                        applied_seq = self._moved(index, txn)[1]
+                        txn_id, applied_seq = self._moved(index, txn)
                     if applied_seq < self._acked_seq:
                         return None
-                    stored = txn.get(name)
+                    stored = txn.get(target.name)
                 finally:
                     txn.abort()
-                value = None if stored is None else _register(name, seed, stored)
+                value = _register(target, txn_id, stored)
             else:
-                value = self._read_rows(index, policy, name)
+                value = self._read_rows(index, target.policy, target.name)
         except (lmdb.Error, CorruptData, Unreadable):
             return None
         lag_ms = int((now - self._synced_at) * 1000)
@@ -336,7 +362,7 @@ class IndexReader:
             is_register = policy.type == "register"
             name = layout.row_key(raw, layout.VALUE if is_register else b"")
             seed = crc32(name, crc32(bytes([layout.TYPE_REGISTER])))
-            target = (policy, name, seed, is_register)
+            target = Target(policy, name, seed, is_register)
         if len(self._targets) >= TARGETS_MAX:
             self._former_targets, self._targets = self._targets, {}
         self._targets[key] = target
@@ -354,23 +380,32 @@ _READABLE = frozenset(
 )
 
 
-def _register(name: bytes, seed: int, stored: bytes) -> Any:
+def _register(target: Target, txn_id: int, stored: bytes | None) -> Any:
     """The value in a register's stored row; the short way for one that lives and never ends.
 
     `layout.unseal` and `register.decode` do the same in four times the time; whatever is not
     plain goes to them, faults included.
     """
+    if stored is None:
+        target.kept = (txn_id, False, None)
+        return None
     body = stored[5:]
-    if len(stored) > 5 and crc32(body, seed) == _checksum(stored)[0]:
+    if len(stored) > 5 and crc32(body, target.seed) == _checksum(stored)[0]:
         try:
             _, _, kind, value, _, _, expires_ms = _decode(body)
             if kind == leaf.KIND_BYTES and not expires_ms:
-                return value.decode()
+                text = value.decode()
+                if len(stored) <= KEPT_BYTES_MAX:
+                    target.kept = (txn_id, False, text)
+                return text
             if kind == leaf.KIND_JSON and not expires_ms:
-                return _decode_json(value)
+                shown = _decode_json(value)
+                if len(stored) <= KEPT_BYTES_MAX:
+                    target.kept = (txn_id, True, value)
+                return shown
         except (msgspec.MsgspecError, UnicodeDecodeError):
             pass
-    type_code, body = layout.unseal(name, stored)
+    type_code, body = layout.unseal(target.name, stored)
     if type_code != layout.TYPE_REGISTER:
         raise Unreadable
     shown = register.value({layout.VALUE: register.decode(layout.VALUE, body)}, _now_ms())

@@ -1,6 +1,7 @@
 """A store in a process of its own, driven by JSON lines: the writer that test_mmap reads from.
 
-Each line is a list: `["put", key, leaf]`, `["add", key, [member, ...]]`, `["raw", row_key_hex,
+Each line is a list: `["put", key, leaf]` (and "json" where the leaf is JSON text),
+`["add", key, [member, ...]]`, `["raw", row_key_hex,
 stored_hex | null]` (straight into LMDB, as damage), `["meta", name, hex]`, `["apply"]` (wait
 until the index holds everything), `["close"]`. The answer is `[store_id_hex, seq, applied_seq]`.
 """
@@ -52,7 +53,8 @@ def main(path: str, policies: str) -> None:
         action, *arguments = json.loads(line)
         if action == "put":
             key, stamp = arguments[0].encode(), store.stamp(now_ms())
-            delta = register.put(store.key_rows(key).rows, arguments[1].encode(), stamp)
+            leaf = arguments[1] if arguments[2:] else arguments[1].encode()
+            delta = register.put(store.key_rows(key).rows, leaf, stamp)
             store.commit(stamp, [(key, layout.TYPE_REGISTER, delta)])
         elif action == "add":
             key, stamp = arguments[0].encode(), store.stamp(now_ms())

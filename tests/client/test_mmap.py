@@ -130,6 +130,39 @@ def test_reads_what_the_store_applied(writer: Writer, reader: IndexReader) -> No
         assert value(reader, "weights:a") == str(n)
 
 
+def test_a_value_is_read_again_only_once_something_was_committed(
+    writer: Writer, reader: IndexReader
+) -> None:
+    writer.do("put", "weights:json", '{"weight": 1}', "json")
+    writer.do("apply")
+    assert value(reader, "weights:a") == "one"
+    assert value(reader, "weights:none") is None
+    first = value(reader, "weights:json")
+    index = reader._index
+    assert index is not None
+    begun: list[Any] = []
+    begin = index.begin
+    index.begin = lambda db: begun.append(db) or begin(db)
+    assert value(reader, "weights:a") == "one"
+    assert value(reader, "weights:none") is None
+    again = value(reader, "weights:json")
+    assert first == again == {"weight": 1}
+    assert first is not again, "what a caller changes in his value is his own"
+    assert begun == []
+    reader.acknowledged(writer.seq + 1)
+    assert reader.get("weights:a", None) is None, "behind the own write"
+    begun.clear()
+    writer.do("put", "weights:none", "now")
+    writer.do("apply")
+    assert value(reader, "weights:none") == "now"
+    assert value(reader, "weights:a") == "one"
+    assert len(begun) == 2
+    writer.do("put", "weights:a", "x" * 600)
+    writer.do("apply")
+    assert value(reader, "weights:a") == value(reader, "weights:a") == "x" * 600
+    assert len(begun) == 4, "a long value is not kept"
+
+
 def test_an_index_behind_the_own_acknowledgement_is_not_asked(
     writer: Writer, reader: IndexReader
 ) -> None:
