@@ -29,6 +29,7 @@ COVERED_BY = {
     "testing/laws": {"test_rows_laws"},
     "testing/histories": {"test_rows_oracle"},
     "testing/states": {"test_rows_laws"},
+    "testing/sessions": {"test_sessions_oracle"},
     "testing/edits": {"test_ystructs", "test_rows_oracle"},
     "membership/storage": {"test_membership"},
     "yguard": {"test_document"},

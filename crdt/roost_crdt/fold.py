@@ -350,8 +350,9 @@ class Fold:
         return dict(self._raw_fields)
 
     def raw_entries(self) -> dict[str, bytes]:
-        """Every entry that counts, as key and leaf."""
-        return self.entries_of(self._turns.keys())
+        """Every entry that counts, as key and leaf; also summaries of turns that are not here."""
+        summaries = {key: summary_leaf(summary) for key, summary in self._summaries.values()}
+        return self.entries_of(self._turns.keys()) | summaries
 
     def entries_of(self, turns: Collection[TurnRef]) -> dict[str, bytes]:
         """The entries of some turns and their summaries, and the whole ledger: what a fork takes.

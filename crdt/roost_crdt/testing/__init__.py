@@ -20,7 +20,8 @@ show with what you expect of the history alone (docs/TESTING.md has an example):
 
 Rows. `histories(type_name)` draws what several replicas of one key do: operations,
 records of one or more of them, deliveries by origin, clocks that differ. `run` plays one
-with real rows, through encoded records. Needs hypothesis (the extra `test`).
+with real rows, through encoded records. `session_histories` and `run_session` are the same for a
+session with several homes, with real documents. Needs hypothesis (the extra `test`).
 """
 
 from __future__ import annotations
@@ -36,19 +37,32 @@ from roost_crdt.testing.laws import (
     check_laws,
     law_test,
 )
+from roost_crdt.testing.sessions import (
+    SESSION_LATTICE,
+    Home,
+    SessionHistory,
+    SessionStep,
+    picture,
+    run_session,
+    session_histories,
+)
 from roost_crdt.testing.states import ROW_LATTICES, START_MS, TYPES, WINDOW_MS, leaves, row_states
 
 __all__ = [
     "ROW_LATTICES",
+    "SESSION_LATTICE",
     "START_MS",
     "TYPES",
     "WINDOW_MS",
     "Event",
     "History",
+    "Home",
     "Lattice",
     "LawBroken",
     "Operations",
     "Replica",
+    "SessionHistory",
+    "SessionStep",
     "Step",
     "arrangements",
     "check_arrangement",
@@ -58,6 +72,9 @@ __all__ = [
     "histories",
     "law_test",
     "leaves",
+    "picture",
     "row_states",
     "run",
+    "run_session",
+    "session_histories",
 ]
