@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from roost_crdt import fold
 from roost_crdt.entries import TurnRef
-from roost_crdt.errors import BadRequest, TurnConflict, Unavailable
+from roost_crdt.errors import BadRequest, NoSession, TurnConflict, Unavailable
 from roost_crdt.home import Candidate
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.shelf import Shelf
@@ -45,7 +45,10 @@ class AtHome:
         return self._locks.setdefault(sid, Lock())
 
     def still_home(self, live: SessionCopy) -> None:
-        """After every wait: the session may have moved meanwhile."""
+        """After every wait: the session may have been erased or have moved meanwhile."""
+        meta = self.shelf.meta(live.meta.sid)
+        if meta is not None and meta.erased_ms:
+            raise NoSession(f"session {meta.sid} was erased")
         if live.meta.home != self.node.name:
             raise Unavailable(f"session {live.meta.sid} has just moved")
 

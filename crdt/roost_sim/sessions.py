@@ -403,7 +403,8 @@ class Sessions(Erasing):
         live.handing_over = True
         try:
             async with self.lock(sid):
-                if live.meta.home != self.node.name:
+                meta = self.shelf.meta(sid)
+                if live.meta.home != self.node.name or (meta is not None and meta.erased_ms):
                     return False
                 frame = self.stream.handover(live, node)
                 try:

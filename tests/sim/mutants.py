@@ -6,27 +6,22 @@ shell's duty) by one without the rule. `SEEDS` names the seed that catches it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
+from sim import sessionmutants
 
 from roost_crdt import inflow, outflow, peer, replica, rows
 from roost_crdt.hlc import Hlc
-from roost_crdt.home import Verdict, judge_update
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import TAG_ACTOR, TYPE_COUNTER
-from roost_crdt.sessions import copy, intake, shelf, stream
-from roost_sim import athome, disk, node, sessions, store
+from roost_sim import disk, node, store
 from roost_sim.explore import run_seed
 
 Patch = tuple[Any, str, Any]
-
-
-def _bare_turns(claims: Any, lineage: Any) -> int:
-    return max(0, claims.turn - max(lineage.values(), default=0))
 
 
 def _one_winner(type_code: int, part: bytes, a: Any, b: Any) -> Any:
@@ -74,24 +69,6 @@ def _send_first(self: Any, effects: Any) -> bool:
 _carry_out = node.Node._carry_out
 
 
-def _any_update(mine: Any, epoch: Any, n: int, prev_chain: bytes) -> Verdict:
-    verdict = judge_update(mine, epoch, n, prev_chain)
-    held = mine is not None and mine.held and not mine.unmerged
-    return Verdict.APPEND if verdict is Verdict.WANT and held else verdict
-
-
-def _any_takeover(mine: Any, node: str, **evidence: Any) -> bool:
-    return mine is not None and mine.held and mine.home != node
-
-
-async def _no_waiting(self: Any, sid: str) -> bool:
-    taken: bool = self.stream.take_over(sid, probe_failed=True)
-    meta = self.shelf.meta(sid)
-    if taken and self.silent_ms(meta.standby) < sessions.TAKEOVER_AFTER_MS:
-        self.node.problems.append("I9: took over from a home that it heard")
-    return taken
-
-
 def _keep_the_actor(self: Any) -> None:
     if self.disk.index.meta:
         self.disk.index.meta[store.CLEAN] = b"1"
@@ -99,39 +76,6 @@ def _keep_the_actor(self: Any) -> None:
 
 
 _identify = store.Store._identify
-
-
-def _forget_own_turns(self: Any, sid: str, epoch: Any, standby: Any) -> Any:
-    meta = _learn(self, sid, epoch, standby)
-    live = self.lives.get(sid)
-    if live is not None and live.meta.unmerged:
-        live.set_meta(msgspec.structs.replace(live.meta, unmerged=False))
-        return live.meta
-    return meta
-
-
-_learn = shelf.Shelf.learn
-
-
-def _adopt_over_own_turns(self: Any, frame: Any) -> bool:
-    own = self._shelf
-    meta = own.meta(frame.sid)
-    if meta is not None and (meta.epoch >= frame.epoch or meta.erased_ms):
-        return False
-    live = own.live(frame.sid) or own.new_live(stream.Meta(frame.sid, frame.epoch, frame.standby))
-    live.replace(frame)
-    live.confirmed = own.generation
-    self.offer(live)
-    return True
-
-
-def _own_epoch_unmerged(self: Any, home: Any, standby: Any, now_ms: int) -> None:
-    unmerged = self.meta.unmerged
-    _enter_epoch(self, home, standby, now_ms)
-    self.set_meta(msgspec.structs.replace(self.meta, unmerged=unmerged))
-
-
-_enter_epoch = shelf.SessionCopy.enter_epoch
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -143,7 +87,6 @@ def _always(*_: Any, **__: Any) -> bool:
 
 
 MUTANTS: dict[str, tuple[Patch, ...]] = {
-    "staleness by bare turn numbers": ((athome, "lacks", _bare_turns),),
     "a reset takes the whole row, not what it observed": ((rows, "join_row", _one_winner),),
     "a gap in a neighbour's records is accepted": ((inflow, "decode_record", _no_gaps),),
     "the window has no bound": ((peer.Peer, "room", _always),),
@@ -152,33 +95,19 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     ),
     "records of the future are skipped": ((inflow.Inflow, "_record", _skip_the_future),),
     "frames leave before the flush": ((node.Node, "_carry_out", _send_first),),
-    "the standby takes updates without their chain": ((intake, "judge_update", _any_update),),
-    "takeover on no evidence": (
-        (stream, "may_take_over", _any_takeover),
-        (sessions.Sessions, "_try_take_over", _no_waiting),
-    ),
     "the actor is kept after a power cut": ((store.Store, "_identify", _keep_the_actor),),
     "no Rollback at the greeting": (
         (replica.Replica, "_check_greeting", _nothing),
         (inflow.Inflow, "_check_own", _nothing),
     ),
     "what was replayed is not synced": ((store.Store, "_make_sure", _nothing),),
-    "a deposed home forgets its own turns": ((shelf.Shelf, "learn", _forget_own_turns),),
-    "a handover overwrites own turns": ((stream.Stream, "adopt", _adopt_over_own_turns),),
-    "home again, and still to be merged": (
-        (shelf.SessionCopy, "enter_epoch", _own_epoch_unmerged),
-    ),
-    "a turn does not look for its home after a wait": (
-        (sessions.Sessions, "still_home", _nothing),
-    ),
-    "a new actor goes on in the old epoch": ((shelf.Shelf, "_enter_own_epoch", _nothing),),
-    "a new actor takes the next epoch": ((copy, "ACTOR_LEAP", 1),),
     "the clock does not follow what it sees": ((Hlc, "observe", _nothing),),
     "nothing is announced": (
         (outflow.Outflow, "announce", _nothing),
         (outflow.Outflow, "announce_all", _nothing),
     ),
     "a sync does not order anything": ((disk.Disk, "sync", _nothing),),
+    **sessionmutants.MUTANTS,
 }
 
 _RULES: dict[str, tuple[Patch, ...]] = {
@@ -187,27 +116,19 @@ _RULES: dict[str, tuple[Patch, ...]] = {
 }
 
 SEEDS: dict[str, int] = {
-    "staleness by bare turn numbers": 9,
     "a reset takes the whole row, not what it observed": 4,
     "a gap in a neighbour's records is accepted": 1,
     "the window has no bound": 103,
     "the version vector moves only if state changed": 2,
     "records of the future are skipped": 17,
     "frames leave before the flush": 67,
-    "the standby takes updates without their chain": 28,
-    "takeover on no evidence": 6,
     "the actor is kept after a power cut": 5,
     "no Rollback at the greeting": 59,
     "what was replayed is not synced": 14,
-    "a deposed home forgets its own turns": 12,
-    "a handover overwrites own turns": 251,
-    "home again, and still to be merged": 5,
-    "a turn does not look for its home after a wait": 29,
-    "a new actor goes on in the old epoch": 256,
-    "a new actor takes the next epoch": 11,
     "the clock does not follow what it sees": 78,
     "nothing is announced": 18,
     "a sync does not order anything": 1,
+    **sessionmutants.SEEDS,
 }
 
 
@@ -247,5 +168,5 @@ def _fails_anyhow(name: str, seed: int) -> bool:
 
 if __name__ == "__main__":
     with ProcessPoolExecutor() as pool:
-        for found in pool.map(first_seed, MUTANTS):
+        for found in pool.map(first_seed, sys.argv[1:] or MUTANTS):
             print('    "{}": {},  # {}'.format(*found), flush=True)
