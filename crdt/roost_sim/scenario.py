@@ -6,7 +6,12 @@
     get us key                  what a node shows
     session eu s1               open a session; its client keeps the newest token
     turn eu s1 "hello"          commit a turn; read eu s1: the messages and how many turns lack
-    move eu s1 us               hand a session over
+    retry us s1                 the last turn again, under its turn id
+    call eu s1 c1 finished "r"  one step of a tool call: begun, finished or failed
+    keep s1 old, use s1 old     put the client's token aside; show that one from now on
+    move eu s1 us               hand a session over; drain eu us: these nodes give all theirs away
+    fork eu s1 s2, erase eu s1  a new session with the turns so far; every copy is dropped
+    homes s1, show eu s1        what each node knows of a session; its turns in one node's copy
     partition eu us, heal       cut the path between two nodes both ways; all paths are whole again
     crash eu, power eu, stop eu, restart eu
     clock eu 3000, lie eu, pause eu 2000
@@ -20,6 +25,7 @@ A line that begins with `>` is trace. `play` returns the commands with the trace
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 from roost_crdt import values
 from roost_crdt.errors import RoostError
@@ -50,6 +56,8 @@ class Scenario:
         self._run.world.network.jitter_ms = 0.0
         self._loop = self._run.world.loop
         self._tokens: dict[str, bytes] = {}
+        self._kept: dict[tuple[str, str], bytes] = {}
+        self._last: dict[str, Request] = {}
         self._turns = 0
 
     def play(self, text: str) -> str:
@@ -233,8 +241,15 @@ class Scenario:
 
         async def ask() -> str:
             answer = await service.do(request)
-            self._tokens[request.sid] = answer.token
+            self._tokens[answer.sid] = answer.token
             text = f"turn {answer.turn} by {answer.served_by}, home {answer.home}"
+            if request.kind == "call":
+                result = f": {answer.result.decode()}" if answer.result else ""
+                fresh = " (first)" if answer.fresh else ""
+                text = f"{request.call} is {answer.status}{fresh}{result}, home {answer.home}"
+            if request.kind == "erase":
+                told = (f"{r.node} {'pending' if r.pending else 'done'}" for r in answer.receipts)
+                text = ", ".join(sorted(told))
             if request.kind == "read":
                 shown = " ".join(message.decode() for message in answer.messages)
                 text += f", lacks {answer.stale}: {shown}"
@@ -248,7 +263,58 @@ class Scenario:
     def _turn_(self, name: str, sid: str, message: str) -> None:
         self._turns += 1
         text = f'"{message}"'.encode()
-        self._ask(name, Request("commit", sid, self._tokens[sid], f"id{self._turns}", text))
+        self._last[sid] = Request("commit", sid, self._tokens[sid], f"id{self._turns}", text)
+        self._ask(name, self._last[sid])
+
+    def _retry_(self, name: str, sid: str) -> None:
+        self._ask(name, replace(self._last[sid], token=self._tokens[sid]))
+
+    def _call_(self, name: str, sid: str, call: str, status: str, *result: str) -> None:
+        raw = f'"{result[0]}"'.encode() if result else None
+        token = self._tokens[sid]
+        self._ask(name, Request("call", sid, token, call=call, status=status, result=raw))
+
+    def _fork_(self, name: str, sid: str, child: str) -> None:
+        self._ask(name, Request("fork", sid, self._tokens[sid], child=child))
+
+    def _erase_(self, name: str, sid: str) -> None:
+        self._ask(name, Request("erase", sid, self._tokens[sid]))
+
+    def _keep_(self, sid: str, word: str) -> None:
+        self._kept[sid, word] = self._tokens[sid]
+
+    def _use_(self, sid: str, word: str) -> None:
+        self._tokens[sid] = self._kept[sid, word]
+
+    def _homes_(self, sid: str) -> None:
+        for name, node in sorted(self._run.nodes.items()):
+            meta = None if node.life is None else self._service(name).shelf.meta(sid)
+            if meta is not None:
+                n, home = meta.epoch
+                role = "erased" if meta.erased_ms else "a copy" if meta.held else "no copy"
+                more = ", to be merged" if meta.unmerged else ""
+                self._say(name, f"{role}; epoch {n} {home}, standby {meta.standby}{more}")
+
+    def _show_(self, name: str, sid: str) -> None:
+        live = self._service(name).shelf.live(sid)
+        assert live is not None, f"{name} holds no copy of {sid}"
+        self._say(name, f"{sid}: {' '.join(m.decode() for m in live.fold.messages())}")
+        for branch in live.fold.branches():
+            beside = " ".join(m.decode() for entry in branch.entries for m in entry.messages)
+            self._say(
+                name, f"  and beside it, of epoch {branch.epoch[0]} {branch.epoch[1]}: {beside}"
+            )
+
+    def _drain_(self, *names: str) -> None:
+        """All at once."""
+        services = [self._service(name) for name in names]
+        drains = [self._loop.spawn(s.drain(), s.node.life) for s in services]
+        for name, drained in zip(names, drains, strict=True):
+
+            async def told(drained: Future[int] = drained) -> str:
+                return f"drained, {await drained} remain"
+
+            self._answer(name, self._loop.spawn(told(), None))
 
     def _read_(self, name: str, sid: str) -> None:
         self._ask(name, Request("read", sid, self._tokens[sid]))

@@ -208,11 +208,7 @@ class Sessions(Erasing):
             with held.pinned():
                 await self._confirm(held)
             if held.meta.home == self.node.name:
-                if request.kind == "erase":
-                    return await self.erase_everywhere(held)
-                return await self.at_home(
-                    held, request, claims, "home" if not hops else "forwarded"
-                )
+                return await self._here(held, request, claims, "forwarded" if hops else "home")
         if claims is not None and request.kind == "read":
             copy = shelf.live(sid)
             has = copy is not None and (claims.turn or copy.meta.n)
@@ -220,6 +216,13 @@ class Sessions(Erasing):
                 await self.durable()
                 return self.read(copy, claims, "replica")
         return await self._forward(request, claims, shelf.meta(sid) or meta, hops)
+
+    async def _here(
+        self, live: SessionCopy, request: Request, claims: Claims | None, served_by: str
+    ) -> Answer:
+        if request.kind == "erase":
+            return await self.erase_everywhere(live)
+        return await self.at_home(live, request, claims, served_by)
 
     async def _forward(
         self, request: Request, claims: Claims | None, meta: Meta, hops: int
@@ -235,7 +238,7 @@ class Sessions(Erasing):
             if await self._take_over(meta.sid):
                 live = self.shelf.live(meta.sid)
                 assert live is not None
-                return await self.at_home(live, request, claims, "takeover")
+                return await self._here(live, request, claims, "takeover")
             raise home_error
         if meta.standby is not None and meta.standby not in (self.node.name, meta.home):
             return await self._ask(meta.standby, request, hops, guard=False)
