@@ -86,7 +86,7 @@ class Intake:
                 self._on_merged(peer, frame)
             case Offer():
                 self._on_offer(peer, frame)
-            case Erase():
+            case _:
                 self._on_erase(peer, frame)
 
     def _on_update(self, peer: str, frame: Update) -> None:
@@ -110,7 +110,8 @@ class Intake:
                 self._out.acknowledge(peer, held)
             case Verdict.WANT:
                 self._out.want(peer, frame.sid, frame.epoch)
-            case Verdict.DEPOSED:
+            case _:
+                assert verdict is Verdict.DEPOSED
                 self._out.depose(peer, frame.sid)
 
     def _on_want(self, peer: str, frame: Want) -> None:
