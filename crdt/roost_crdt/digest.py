@@ -26,6 +26,7 @@ from roost_crdt.rows.layout import (
     TYPE_SET,
     VALUE,
     Delta,
+    Part,
     Row,
     Rows,
 )
@@ -76,6 +77,15 @@ def register_amount(key: bytes, row: Row) -> int:
         return 0
     hashed = _HASH.copy()
     hashed.update(encode((TYPE_REGISTER, key, VALUE, row[2], row[3], row[6])))
+    return int.from_bytes(hashed.digest(), "big")
+
+
+def count_amount(type_code: int, key: bytes, part: Part, row: Row, ends_ms: int) -> int:
+    """The same of one actor's row of a counter, or of a counting field; `ends_ms`: the key's."""
+    if not counter.is_live(row):
+        return 0
+    hashed = _HASH.copy()
+    hashed.update(encode((type_code, key, part, row[0] - row[2], row[1] - row[3], ends_ms)))
     return int.from_bytes(hashed.digest(), "big")
 
 
@@ -150,8 +160,7 @@ def _elements(
                 ends_ms = min(filter(None, (row[4], whole_ms)), default=0)
                 yield _hash((type_code, key, part, row[2], row[3], ends_ms)), ends_ms
         elif counter.is_live(row):
-            counts = (row[0] - row[2], row[1] - row[3])
-            yield _hash((type_code, key, part, *counts, whole_ms)), whole_ms
+            yield count_amount(type_code, key, part, row, whole_ms), whole_ms
 
 
 def _shown(rows: Rows) -> Rows:

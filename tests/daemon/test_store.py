@@ -359,6 +359,16 @@ def test_digests_follow_the_rows(stores: Stores, store: Store) -> None:
             store.commit(
                 stamp, [(b"map", TYPE_MAP, map_rows.put(rows, {b"%d" % number: b"v"}, stamp, NOW))]
             )
+        for key in (b"c:1", b"c:2"):
+            # From turn 2 on these have a head: an end, then none; and one of them begins anew.
+            stamp = store.stamp(NOW)
+            rows = store.key_rows(key).rows
+            if turn in (2, 4):
+                delta = counter.expire(rows, stamp, (NOW + 7_200_000) * (turn == 2))
+            else:
+                delta = counter.delete(rows, stamp, NOW) if turn == 5 and key == b"c:1" else {}
+            if delta:
+                store.commit(stamp, [(key, TYPE_COUNTER, delta)])
         if turn == 3:
             stamp = store.stamp(NOW)
             delta = set_rows.delete(store.key_rows(b"set").rows, store.vv, stamp)

@@ -20,9 +20,20 @@ import msgspec
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
-from roost_crdt.rows.layout import HEAD, TYPE_DOC, TYPE_REGISTER, VALUE, Row, Rows, seal, unseal
+from roost_crdt.rows.layout import (
+    HEAD,
+    TYPE_COUNTER,
+    TYPE_DOC,
+    TYPE_REGISTER,
+    VALUE,
+    Row,
+    Rows,
+    seal,
+    unseal,
+)
 from roostd.index import Index, is_disk_error, u64
-from roostd.logrecovery import REPAIR, Position
+from roostd.logrecovery import Position
+from roostd.store.sums import DigestChange, group_name, hour_pairs, packed, repacked
 
 START = Position(0, 0)
 _RETRY_S = 0.25
@@ -32,11 +43,6 @@ _DISK_LOW_BYTES = 16 << 20
 _CHUNK_ROWS = 32
 """Rows after which the thread lets the node's thread have the interpreter."""
 _PAUSE_S = 0.0005
-
-BUCKET_PREFIX = b"digest/"
-_GROUP_BUCKETS = 64
-_AMOUNT_BYTES = 16
-HOUR_PREFIX = b"digest_hour/"
 
 
 RowWrites = dict[bytes, tuple[int, bytes, Row] | None]
@@ -110,7 +116,7 @@ class Applier:
         self._index = index
         self._vv = dict(vv)
         self._buckets = list(buckets)
-        self._groups = _packed(buckets)
+        self._groups = packed(buckets)
         self._hours = dict(hours)
         self._interval_s = interval_ms / 1000
         self._keys_max = keys_max
@@ -241,7 +247,7 @@ class Applier:
 
     def _apply(self, batch: Batch) -> Applied:
         names = sorted(batch.rows)
-        change = _DigestChange()
+        change = DigestChange()
         for at in range(0, len(names), _CHUNK_ROWS):
             self._digest_chunk(change, batch.rows, names, at)
             self._give_way()
@@ -258,9 +264,9 @@ class Applier:
             kind: sorted(pairs.items()) for kind, pairs in batch.items.items()
         }
         meta = items.setdefault(logformat.KIND_META, [])
-        groups = _repacked(self._groups, buckets)
-        meta.extend((_group_name(group), raw) for group, raw in groups.items())
-        meta.extend(_hour_pairs(hours))
+        groups = repacked(self._groups, buckets)
+        meta.extend((group_name(group), raw) for group, raw in groups.items())
+        meta.extend(hour_pairs(hours))
         meta.extend(
             [
                 (b"applied_seq", u64(batch.seq)),
@@ -280,12 +286,12 @@ class Applier:
         return Applied(batch, buckets, hours)
 
     def _digest_chunk(
-        self, change: _DigestChange, writes: RowWrites, names: list[bytes], start: int
+        self, change: DigestChange, writes: RowWrites, names: list[bytes], start: int
     ) -> None:
         """Add to `change` what the writes to the keys that begin in a chunk do to their sums."""
         stop = min(start + _CHUNK_ROWS, len(names))
         chunk = names[start:stop]
-        stored = self._index.get_rows(chunk)
+        stored = self._index.get_rows(_with_heads(chunk, writes))
         at = start
         if start and _key_of(names[start]) == _key_of(names[start - 1]):
             # The chunk before has taken the whole of its last key.
@@ -303,10 +309,11 @@ class Applier:
             first = at
             while at < len(names) and _key_of(names[at]) == key:
                 at += 1
-            self._digest_key(change, key, {n: writes[n] for n in names[first:at]})
+            known = stored if at <= stop else None
+            self._digest_key(change, key, {n: writes[n] for n in names[first:at]}, known)
 
     def _digest_register(
-        self, change: _DigestChange, name: bytes, row: Row, sealed: bytes | None
+        self, change: DigestChange, name: bytes, row: Row, sealed: bytes | None
     ) -> None:
         key = name[: -1 - len(VALUE)]
         if sealed is not None:
@@ -317,7 +324,14 @@ class Applier:
                 change.add_one(key, -digest.register_amount(key, before), before[6])
         change.add_one(key, digest.register_amount(key, row), row[6])
 
-    def _digest_key(self, change: _DigestChange, key: bytes, writes: RowWrites) -> None:
+    def _digest_key(
+        self,
+        change: DigestChange,
+        key: bytes,
+        writes: RowWrites,
+        known: dict[bytes, bytes] | None,
+    ) -> None:
+        """`known`: what is stored of the written rows and of the head, where it is read already."""
         prefix = key + b"\0"
         skip = len(prefix)
         head = prefix + HEAD
@@ -325,8 +339,13 @@ class Applier:
         types = {write[0] for write in writes.values() if write is not None}
         if head in writes or drops or TYPE_DOC in types:
             stored = dict(self._index.rows(prefix))
-        else:
+        elif known is None:
             stored = self._index.get_rows(sorted([*writes, head]))
+        else:
+            stored = {name: known[name] for name in (*writes, head) if name in known}
+        if types == {TYPE_COUNTER} and not drops and head not in writes:
+            self._digest_counts(change, key, writes, stored)
+            return
         before: Rows = {}
         type_code = min(types, default=0)
         for name, sealed in stored.items():
@@ -343,6 +362,23 @@ class Applier:
         change.add(key, digest.contribution(type_code, key, after))
         change.add(key, digest.contribution(type_code, key, before), -1)
 
+    def _digest_counts(
+        self, change: DigestChange, key: bytes, writes: RowWrites, stored: dict[bytes, bytes]
+    ) -> None:
+        """The counts of one counter, whose head stays as it is."""
+        skip = len(key) + 1
+        head = stored.get(key + b"\0" + HEAD)
+        known = None if head is None else self._unsealed(key + b"\0" + HEAD, HEAD, head)
+        ends_ms = 0 if known is None else known[-1]
+        for name, write in writes.items():
+            assert write is not None
+            part, sealed = name[skip:], stored.get(name)
+            before = None if sealed is None else self._unsealed(name, part, sealed)
+            amount = digest.count_amount(TYPE_COUNTER, key, part, write[2], ends_ms)
+            if before is not None:
+                amount -= digest.count_amount(TYPE_COUNTER, key, part, before, ends_ms)
+            change.add_one(key, amount, ends_ms)
+
     def _unsealed(self, name: bytes, part: bytes, sealed: bytes) -> Row | None:
         """A stored row. None if it is damaged: what it held is no longer known, and the sums
         are right again after a scrub."""
@@ -354,104 +390,18 @@ class Applier:
             return None
 
 
+def _with_heads(names: list[bytes], writes: RowWrites) -> list[bytes]:
+    """Rows in order, and the head of each key that can have one."""
+    heads = set()
+    for name in names:
+        write = writes[name]
+        if write is not None and write[0] != TYPE_REGISTER:
+            heads.add(name[: name.index(0) + 1] + HEAD)
+    return sorted(heads.union(names)) if heads else names
+
+
 def _key_of(name: bytes) -> bytes:
     return name[: name.index(0)]
-
-
-class _DigestChange:
-    """What a batch adds to the sums, by bucket and by hour."""
-
-    def __init__(self) -> None:
-        self.buckets: dict[int, int] = {}
-        self.hours: dict[int, int] = {}
-
-    def add_one(self, key: bytes, amount: int, expires_ms: int) -> None:
-        """Add what one element adds, negative to take it away."""
-        if expires_ms:
-            hour = expires_ms // digest.HOUR_MS
-            self.hours[hour] = self.hours.get(hour, 0) + amount
-        else:
-            bucket = digest.bucket_of(key)
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + amount
-
-    def add(self, key: bytes, amount: digest.Contribution, sign: int = 1) -> None:
-        if amount.live:
-            bucket = digest.bucket_of(key)
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + sign * amount.live
-        for hour, part in amount.hours.items():
-            self.hours[hour] = self.hours.get(hour, 0) + sign * part
-
-
-def digest_pairs(buckets: list[int], hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
-    """All sums as meta stores them."""
-    groups = ((_group_name(group), raw) for group, raw in _packed(buckets).items())
-    return [*groups, *_hour_pairs(hours)]
-
-
-def _packed(buckets: list[int]) -> dict[int, bytes]:
-    """Group -> its buckets as they are stored."""
-    return {
-        first // _GROUP_BUCKETS: b"".join(map(_amount, buckets[first : first + _GROUP_BUCKETS]))
-        for first in range(0, digest.BUCKETS, _GROUP_BUCKETS)
-    }
-
-
-def _repacked(groups: dict[int, bytes], changed: dict[int, int]) -> dict[int, bytes]:
-    """Those groups that `changed` touches, with what it changes."""
-    found: dict[int, bytearray] = {}
-    for at, amount in changed.items():
-        group, place = divmod(at, _GROUP_BUCKETS)
-        raw = found.get(group)
-        if raw is None:
-            raw = found[group] = bytearray(groups[group])
-        raw[place * _AMOUNT_BYTES : (place + 1) * _AMOUNT_BYTES] = _amount(amount)
-    return {group: bytes(found[group]) for group in sorted(found)}
-
-
-def _group_name(group: int) -> bytes:
-    return BUCKET_PREFIX + b"%02x" % group
-
-
-_GROUPS = {_group_name(at // _GROUP_BUCKETS): at for at in range(0, digest.BUCKETS, _GROUP_BUCKETS)}
-"""Name of each stored group of buckets -> its first bucket."""
-
-
-def _hour_pairs(hours: dict[int, int]) -> list[tuple[bytes, bytes | None]]:
-    return [(HOUR_PREFIX + u64(at), _amount(n) if n else None) for at, n in hours.items()]
-
-
-def load_digest(index: Index) -> tuple[list[int], dict[int, int]]:
-    """The sums by bucket and by hour that the index holds. CorruptData: they are none."""
-    try:
-        return _load_buckets(index), _load_hours(index)
-    except lmdb.Error as exc:
-        raise CorruptData(f"{index.path}: damaged: {exc}; {REPAIR}") from exc
-
-
-def _load_buckets(index: Index) -> list[int]:
-    buckets = [0] * digest.BUCKETS
-    for name, value in index.scan(logformat.KIND_META, BUCKET_PREFIX, b"", digest.BUCKETS):
-        first = _GROUPS.get(name)
-        if first is None or len(value) != _GROUP_BUCKETS * _AMOUNT_BYTES:
-            raise CorruptData(f"{index.path}: meta {name!r} is damaged; {REPAIR}")
-        for at in range(_GROUP_BUCKETS):
-            raw = value[at * _AMOUNT_BYTES : (at + 1) * _AMOUNT_BYTES]
-            buckets[first + at] = int.from_bytes(raw, "big")
-    return buckets
-
-
-def _load_hours(index: Index) -> dict[int, int]:
-    hours: dict[int, int] = {}
-    after = b""
-    while page := index.scan(logformat.KIND_META, HOUR_PREFIX, after, 1_000):
-        for name, value in page:
-            hours[int.from_bytes(name[len(HOUR_PREFIX) :], "big")] = int.from_bytes(value, "big")
-        after = page[-1][0]
-    return hours
-
-
-def _amount(value: int) -> bytes:
-    return value.to_bytes(_AMOUNT_BYTES, "big")
 
 
 def sealed_row(name: bytes, write: tuple[int, bytes, Row] | None) -> bytes | None:

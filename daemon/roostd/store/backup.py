@@ -26,7 +26,6 @@ from roost_crdt.rows.layout import unseal
 from roostd.index import META_OWN, Index
 from roostd.log import Log
 from roostd.logrecovery import Position
-from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, load_digest
 from roostd.store.backupformat import (
     CHAIN_START,
     END,
@@ -41,6 +40,7 @@ from roostd.store.backupformat import (
     encode_chunk,
 )
 from roostd.store.state import KEY_VALUE_KINDS
+from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, load_digest
 
 CHUNK_BYTES = 256 * 1024
 """About how much a chunk reads: the node's loop stops for a few milliseconds."""

@@ -20,10 +20,10 @@ from roostd.index import KIND_NAMES, SCHEMA, Index
 from roostd.logrecovery import recover
 from roostd.segments import Segment
 from roostd.store import identity
-from roostd.store.applier import load_digest
 from roostd.store.checksessions import check_sessions
 from roostd.store.opening import applied_of
 from roostd.store.state import State
+from roostd.store.sums import load_digest
 from roostd.store.upgrading import OLDEST, UPGRADING, check_schema
 
 _PAGE_ROWS = 1_000

@@ -26,7 +26,7 @@ from roost_crdt.rows.layout import split_row_key, unseal
 from roostd import pages, segments
 from roostd.index import KIND_NAMES, SCHEMA, Index, sealed_pairs, u64
 from roostd.store import identity
-from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs, sealed_row
+from roostd.store.applier import sealed_row
 from roostd.store.checking import (
     Findings,
     Progress,
@@ -45,6 +45,7 @@ from roostd.store.checksessions import check_sessions, drop_sessions
 from roostd.store.opening import applied_of, create_identity
 from roostd.store.replay import redo
 from roostd.store.state import State
+from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs
 
 _META = logformat.KIND_META
 _WRITE_BYTES = 8 << 20

@@ -31,9 +31,9 @@ from roost_crdt.rows.layout import split_row_key
 from roostd.index import META_OWN, u64
 from roostd.log import StoreFailed
 from roostd.logrecovery import REPAIR
-from roostd.store import backup, identity, reads
+from roostd.store import backup, identity, reads, sums
 from roostd.store.admission import Admission
-from roostd.store.applier import BUCKET_PREFIX, HOUR_PREFIX, Applier, Batch, load_digest
+from roostd.store.applier import Applier, Batch
 from roostd.store.backup import Page
 from roostd.store.memory import KeyRows
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
@@ -43,7 +43,7 @@ from roostd.store.state import KEY_VALUE_KINDS, State
 _ITEM_KEY_BYTES_MAX = 511
 _UNPIN_KEYS = 512
 _DRAIN_S = 5.0
-_RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
+_RESERVED_META = (sums.BUCKET_PREFIX, sums.HOUR_PREFIX)
 _SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
 """Written into the reserve of a full store too: without them a node cannot settle or step down."""
 
@@ -76,7 +76,7 @@ class Store:
         self._state = State(opened.index, opened.vv, opened.applied_seq, limits.rows_memory_bytes)
         self._chain = CHAIN_START
         self._head = (0, CHAIN_START)
-        self._buckets, self._hours = load_digest(opened.index)
+        self._buckets, self._hours = sums.load_digest(opened.index)
         self._applied_vv = dict(opened.vv)
         self._applier = Applier(
             opened.index,
