@@ -320,6 +320,26 @@ def test_updates_from_outside_are_read_before_they_are_kept() -> None:
         decode_row(TYPE_DOC, erasure, encode_row(TYPE_DOC, erasure, (edit((5, 0)),)))
 
 
+def test_rows_from_outside_have_a_depth_and_a_size() -> None:
+    part = doc_part(A, 2)
+
+    def decoded(*updates: bytes) -> Rows:
+        body = encode_row(TYPE_DOC, part, (2, 2, bytes(8), 1, bytes(16), updates))
+        return {part: decode_row(TYPE_DOC, part, body, body_bytes_max=1 << 24)}
+
+    def maps(levels: int) -> bytes:
+        inner = b"".join(b"\x27\0\5" + bytes([clock]) + b"\1k\1" for clock in range(levels - 1))
+        return b"\1" + bytes([levels]) + b"\5\0" + b"\x27\1\1m\1k\1" + inner + b"\0"
+
+    assert decoded(maps(64))
+    with pytest.raises(CorruptData, match="nested deeper"):
+        decoded(maps(65))
+    large = b"\1\1\5\0\x03\1\1a\x80\x80\x20" + bytes(1 << 19) + b"\0"
+    assert decoded(large)
+    with pytest.raises(CorruptData, match="at most"):
+        decoded(large, large)
+
+
 def test_erasures_add_up() -> None:
     one, two = b"\0\1\5\1\0\2", b"\0\2\5\1\1\3\6\1\0\1"
     assert doc.erased([one, two]) == b"\0\2\5\1\0\4\6\1\0\1"

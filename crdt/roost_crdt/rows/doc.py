@@ -28,6 +28,7 @@ from typing import Protocol
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.hlc import Stamp
+from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.rows.counter import newest_part
 from roost_crdt.rows.expiry import Expiry, head_expiry, is_hidden, new_expiry
 from roost_crdt.rows.layout import (
@@ -49,12 +50,14 @@ from roost_crdt.rows.layout import (
 from roost_crdt.rows.set import cleared_of, expiring_head
 from roost_crdt.rows.wire import U64, decoder, larger
 from roost_crdt.yplaces import Runs, runs_by_client
-from roost_crdt.ystructs import delete_update, read_structs
+from roost_crdt.ystructs import check_depth, delete_update, read_structs
 
 ROW_BYTES = 1024
 """A row with more bytes of updates takes no more of them."""
 ROW_UPDATES = 32
 """So many are merged into one."""
+FOREIGN_BYTES_MAX = 2 * DEFAULT_LIMITS.doc_bytes_max
+"""More than any writer puts into a row: what one node writes of a document fits its bound."""
 OWNER_BYTES = 8
 NOBODY = bytes(OWNER_BYTES)
 
@@ -98,8 +101,14 @@ def check(part: Part, row: Row) -> None:
 
     Too much for every read of a stored row: this takes microseconds a struct.
     """
-    for update in updates_of(part, row):
-        read_structs(update)
+    found = updates_of(part, row)
+    size = sum(map(len, found))
+    if size > FOREIGN_BYTES_MAX:
+        raise CorruptData(f"the row of a document has {size} bytes; at most {FOREIGN_BYTES_MAX}")
+    for update in found:
+        structs = read_structs(update)
+        if structs.nested:
+            check_depth(structs)
 
 
 def join(a: Row, b: Row) -> Row:

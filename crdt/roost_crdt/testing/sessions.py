@@ -45,12 +45,14 @@ def session_histories(*, steps_max: int = 25) -> SearchStrategy[SessionHistory]:
     """What three homes of one session do. Each begins with an epoch of its own."""
     just, tuples = st.just, st.tuples
     who = st.integers(0, len(NODES) - 1)
-    status = st.sampled_from(["begun", "failed", "finished"])
+    status = st.sampled_from(["begun", "failed", "finished", "finished"])
+    call = tuples(just("call"), tuples(st.sampled_from("ccd"), st.integers(1, 2), status))
     value = st.none() | st.integers(0, 9)
     actions = st.one_of(
         tuples(just("turn"), tuples(st.sampled_from([None, "x", "y"]))),
         tuples(just("turn"), tuples(just(None))),
-        tuples(just("call"), tuples(st.sampled_from("cd"), st.integers(1, 2), status)),
+        call,
+        call,
         tuples(just("summary"), just(())),
         tuples(just("field"), tuples(st.sampled_from("ab"), value)),
         tuples(just("takeover"), just(())),
