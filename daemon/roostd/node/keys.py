@@ -152,10 +152,18 @@ class Keys:
     # --- writes ---
 
     def put(
-        self, key: bytes, leaf: Leaf, *, expires_ms: int | None = None, keep_ttl: bool = False
+        self,
+        key: bytes,
+        leaf: Leaf,
+        *,
+        expires_ms: int | None = None,
+        keep_ttl: bool = False,
+        policy: Policy | None = None,
     ) -> None:
-        """Set a register. `expires_ms`: None = the policy's ttl, 0 = never."""
-        policy = self.policy(key, "register")
+        """Set a register. `expires_ms`: None = the policy's ttl, 0 = never. `policy`: the key's,
+        where the caller has found it and has seen that it is an eventually-global register's."""
+        if policy is None or key[0] == layout.RESERVED[0]:
+            policy = self.policy(key, "register")
         if len(leaf) > self._value_bytes_max:
             self._check_value(key, leaf)
         rows = self._rows(policy, key)
@@ -363,7 +371,7 @@ class Keys:
         if self._batch is not None and key in self._batch:
             return self._batch[key][1]
         held = self._store.key_rows(key)
-        if held.type not in (0, policy.row_type):
+        if held.type and held.type != policy.row_type:
             raise WrongType(
                 f"{_shown(key)} is stored as a {layout.TYPE_NAMES[held.type]} and policy "
                 f"{policy.name} says {policy.type}: delete it under its old policy first"

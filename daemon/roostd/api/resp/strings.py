@@ -139,7 +139,8 @@ def put_local(
 ) -> None:
     """Set a register or counter of this node; other types are refused."""
     if policy.type == "register":
-        conn.node.keys.put(key, value, expires_ms=expires_ms, keep_ttl=keep_ttl)
+        keys = conn.node.keys
+        keys.put(key, value, expires_ms=expires_ms, keep_ttl=keep_ttl, policy=policy)
     elif policy.type == "counter":
         count = count_of(policy, value)
         conn.node.keys.assign(key, count, expires_ms=expires_ms, keep_ttl=keep_ttl)
