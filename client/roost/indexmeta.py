@@ -42,7 +42,10 @@ def read_meta(index: Index) -> Meta:
 
 
 def read_applied_seq(index: Index, txn: Any) -> int:
-    """The newest log entry that this transaction sees the effects of."""
+    """The newest log entry that this transaction sees the effects of; -1 while rows are missing
+    that the daemon has lost to damage and not mended yet."""
+    if txn.get(b"suspect", None, index.meta) is not None:
+        return -1
     return _u64(txn.get(b"applied_seq", None, index.meta))
 
 

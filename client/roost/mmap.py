@@ -22,7 +22,7 @@ from zlib import crc32
 import lmdb
 import msgspec
 
-from roost import requests
+from roost import absence, requests
 from roost.address import Address
 from roost.environment import HEAD_A, Index, acquire, file_identity, release
 from roost.indexmeta import SCHEMA, index_directory, read_applied_seq, read_meta
@@ -174,6 +174,8 @@ class IndexReader:
                     if applied_seq < self._acked_seq:
                         return None
                     stored = txn.get(target.name)
+                    if stored is None:
+                        absence.prove(txn, target.name)
                 finally:
                     txn.abort()
                 value = _register(target, txn_id, stored)
@@ -420,11 +422,16 @@ def _read_chunk(txn: Any, row_type: int, prefix: bytes, after: bytes, rows: Rows
     """Read rows into `rows`; the name of the next row if the transaction has lasted enough."""
     until = monotonic() + CHUNK_S
     cursor = txn.cursor()
+    last = absence.before(cursor, after)
     found = cursor.set_range(after)
     count = 0
     while found:
         name, stored = cursor.item()
+        if name <= last:
+            raise Unreadable
+        last = name
         if not name.startswith(prefix):
+            absence.check(name, stored)
             return None
         if count >= CHUNK_ROWS or (count % 64 == 63 and monotonic() > until):
             return bytes(name)

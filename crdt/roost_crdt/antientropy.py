@@ -56,6 +56,8 @@ class Exchange:
     wanted: int = 0
     """The id of what is being fetched; 0 = nothing."""
     wanted_ms: int = 0
+    fetched: int = 0
+    """The id of what was fetched last, to its end."""
     serves: tuple[int, frozenset[int]] | None = None
     after: bytes = b""
     scanning: bool = False
@@ -86,6 +88,23 @@ class AntiEntropy:
         for exchange in self._exchanges.values():
             exchange.wanted = 0
             exchange.suspects.clear()
+
+    def fetch(self, node: str, buckets: Sequence[int], now_ms: int) -> int:
+        """Ask a neighbour for all rows of some buckets, whatever their sums are, as rows of them
+        were lost here; an id that `fetched` shows at the end. 0: no link, or one is under way."""
+        exchange = self._exchanges.get(node)
+        if exchange is None or (exchange.wanted and now_ms < exchange.wanted_ms + WANT_MS):
+            return 0
+        self._ids += 1
+        exchange.wanted, exchange.wanted_ms = self._ids, now_ms
+        self.buckets_repaired += len(buckets)
+        self._near.emit(self._near.peers[node], f.BucketWant(self._ids, list(buckets)))
+        return self._ids
+
+    def fetched(self, node: str) -> int:
+        """The id of the last fetch from a neighbour that came to its end; 0: none."""
+        exchange = self._exchanges.get(node)
+        return 0 if exchange is None else exchange.fetched
 
     def beat(self, peer: Peer, digest: bytes, digest_vv_hash: bytes, now_ms: int) -> None:
         """A heartbeat of the peer; own digest and the hash of its vector beside it."""
@@ -225,4 +244,4 @@ class AntiEntropy:
             self._near.effects.rows.append((due, {}))
         exchange.wanted_ms = now_ms
         if not frame.more:
-            exchange.wanted = 0
+            exchange.fetched, exchange.wanted = exchange.wanted, 0

@@ -58,6 +58,16 @@ class Limits:
     apply_interval_ms: int = 50
     apply_keys_max: int = 10_000
 
+    scrub_bytes_per_s: int = 2 * MIB
+    """The index is read through at this rate while nothing is being applied; faster after damage
+    was found."""
+    scrub_pause_ms: int = 6 * 3_600_000
+    """Between the end of a scrub and the next."""
+    start_check_bytes: int = 32 * MIB
+    """An index no larger than this has all of its pages looked at before a start."""
+    mend_bytes: int = 16 * MIB
+    """Rows of the log held in memory while lost ones are looked for in it."""
+
     doc_bytes_max: int = 512 * KIB
     """A document key, all its updates; each write loads it whole."""
     session_bytes_max: int = 12 * MIB

@@ -122,19 +122,19 @@ class Gossip:
         """A record of this node entered its log; it is sent once it is durable."""
         self.replica.committed(record, raw)
         if self._links:
-            self._schedule()
+            self.schedule()
 
     def send_session(self, peer: str, payload: bytes) -> bool:
         """Queue session bytes, behind a flush; False without a link or room in its window."""
         sent = self.replica.send_session(peer, payload)
         if sent:
-            self._schedule()
+            self.schedule()
         return sent
 
     def new_actor(self, actor: int) -> None:
         """The store has taken a new actor: all links are greeted anew."""
         self.replica.new_actor(actor)
-        self._schedule()
+        self.schedule()
 
     def cut(self, peer: str, reason: str) -> None:
         """End a link; it may come back."""
@@ -300,7 +300,7 @@ class Gossip:
             if other is not None and peer not in self._links:
                 self._events.link_down(peer)
             self._note(peer, str(error))
-            self._schedule()
+            self.schedule()
             raise
         link = Link(peer, connection, dialler, now_ms, self._taken, greeting=answer)
         link.start()
@@ -308,7 +308,7 @@ class Gossip:
         _log.info("link to %s is up", peer)
         self._events.link_up(peer, greeting)
         self.replica.tick(now_ms)
-        self._schedule()
+        self.schedule()
         return link
 
     def _lost(self, link: Link, reason: str, *, replaced: bool = False) -> None:
@@ -332,7 +332,7 @@ class Gossip:
         else:
             _log.warning("link to %s is down: %s", link.peer, reason)
             self._events.link_down(link.peer)
-        self._schedule()
+        self.schedule()
 
     def _note(self, peer: str, error: str) -> None:
         if peer in self._statuses or len(self._statuses) < STATUSES_MAX:
@@ -349,7 +349,7 @@ class Gossip:
                 if self._links.get(link.peer) is not link:
                     return
                 self.replica.receive(link.peer, data, self._now())
-                self._schedule()
+                self.schedule()
         except ConnectionClosed as closed:
             self._lost(link, f"closed: {closed}")
         except PeerError as error:
@@ -360,7 +360,7 @@ class Gossip:
 
     def _taken(self, peer: str, size: int) -> None:
         self.replica.taken(peer, size)
-        self._schedule()
+        self.schedule()
 
     def _cut(self, link: Link, reason: str) -> None:
         self._lost(link, reason)
@@ -383,7 +383,7 @@ class Gossip:
         self.replica.wall_ahead_ms = self._wall_ms() - now_ms
         return now_ms
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
         """One pump for all events of a turn of the loop."""
         if not self._pumping and not self._stopping:
             self._pumping = True
@@ -399,7 +399,7 @@ class Gossip:
         else:
             for peer, data in effects.frames:
                 self.replica.taken(peer, len(data))
-            self._schedule()
+            self.schedule()
         self._answer(effects)
         delay_s = max(1, effects.wake_at_ms - wire.boot_ms()) / 1000
         if self._timer is not None:
@@ -459,21 +459,33 @@ class Gossip:
             if link is not None:
                 link.send(data)
 
+    def _read_log(self, origin: int, after: int, bytes_max: int) -> Sequence[bytes] | None:
+        try:
+            return self._store.records_after(origin, after, bytes_max)
+        except CorruptData as error:
+            # As if it were older than the log: a snapshot has what the damaged place had.
+            _log.error("rows are sent for records: %s", error)
+            return None
+
     def _answer(self, effects: Effects) -> None:
         for peer, origin, after, bytes_max in effects.reads:
-            raws = self._store.records_after(origin, after, bytes_max)
+            raws = self._read_log(origin, after, bytes_max)
             self.replica.records_read(peer, origin, raws, self._now())
-        for peer, row_key, bytes_max in effects.scans:
-            rows = self._store.scan_rows(row_key, bytes_max)
-            self.replica.rows_scanned(peer, row_key, rows, self._now())
         for peer in effects.sums:
             if (sums := self._store.sums()) is not None:
                 self.replica.sums_read(peer, *sums, self._now())
-        for peer, row_key, bytes_max in effects.bucket_scans:
-            rows = self._store.scan_rows(row_key, bytes_max)
-            self.replica.bucket_scanned(peer, row_key, rows, self._now())
+        scans = [(self.replica.rows_scanned, *scan) for scan in effects.scans]
+        scans += [(self.replica.bucket_scanned, *scan) for scan in effects.bucket_scans]
+        for scanned, peer, row_key, bytes_max in scans:
+            try:
+                rows = self._store.scan_rows(row_key, bytes_max)
+            except CorruptData as error:
+                _log.error("no rows for %s: %s", peer, error)
+                self.cut(peer, f"its rows cannot be read here: {error}")
+            else:
+                scanned(peer, row_key, rows, self._now())
         if effects.reads or effects.scans or effects.sums or effects.bucket_scans:
-            self._schedule()
+            self.schedule()
         for peer, payload in effects.session:
             try:
                 self._events.session(peer, payload)

@@ -38,6 +38,7 @@ import lmdb
 
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
+from roost_crdt.rows.layout import TYPE_REGISTER, is_sealed
 from roostd import pages
 
 SCHEMA = 2
@@ -54,12 +55,17 @@ KIND_NAMES = {
 }
 META_OWN = frozenset(
     b"schema store_id log_id applied_seq pid_ns actor secret vv head position "
-    b"boot_id host file_id applied layout upgrading".split()
+    b"boot_id host file_id applied layout upgrading suspect".split()
 )
-PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies".split())
-"""Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema."""
+PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies suspect".split())
+"""Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema;
+while there is `suspect` rows are missing (roostd.store.suspects)."""
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 32
+_STEPS_MAX = 16
+"""Rows of a key that a listing of keys goes through before it looks for the next key."""
+_PASSING_BYTES_MAX = 256 << 10
+_REGISTER = bytes([TYPE_REGISTER])
 _CRC = Struct(">I")
 
 Writes = Iterable[tuple[bytes, bytes | None]]
@@ -143,7 +149,7 @@ class Index:
     def get(self, kind: int, key: bytes) -> bytes | None:
         with self._reading, self._env.begin(db=self._kinds[kind]) as txn:
             stored = txn.get(key)
-        return None if stored is None else self._value(kind, key, stored)
+        return None if stored is None else self.unsealed(kind, key, stored)
 
     def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` pairs in key order, keys with `prefix` and above `after`."""
@@ -154,7 +160,7 @@ class Index:
                 key, stored = cursor.item()
                 if not key.startswith(prefix):
                     break
-                found.append((key, self._value(kind, key, stored)))
+                found.append((key, self.unsealed(kind, key, stored)))
                 more = cursor.next()
         return found
 
@@ -170,6 +176,46 @@ class Index:
                 found.append(item)
         return found
 
+    def rows_of(self, key: bytes) -> list[tuple[bytes, bytes]]:
+        """All rows of a key, sealed, in order, and surely all: CorruptData if a damaged entry may
+        have led the search astray.
+
+        LMDB looks for names by halves: one whose bits turned can hide itself and its neighbours,
+        but then whoever looks for those ends up beside it. So the entries before and behind the
+        rows that were found are looked at too.
+        """
+        prefix = key + b"\0"
+        found: list[tuple[bytes, bytes]] = []
+        last, astray = b"", b""
+        begin = self._env.begin
+        with self._reading, begin(db=self._rows, buffers=True) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(prefix)
+            if cursor.prev() if more else cursor.last():
+                last = bytes(cursor.key())
+                if last >= prefix or not _is_whole(last, cursor.value()):
+                    astray = last
+                more = more and cursor.next()
+            elif more:
+                cursor.first()
+            while more:
+                name = bytes(cursor.key())
+                if not name.startswith(prefix):
+                    if name <= last or not _is_whole(name, cursor.value()):
+                        astray = name
+                    break
+                if name <= last:
+                    astray = name
+                last = name
+                found.append((name, bytes(cursor.value())))
+                more = cursor.next()
+        if astray and not (found and found[0][1][4:5] == _REGISTER):  # a register has one row
+            raise CorruptData(
+                f"{self.path}: beside key {key!r} lies the damaged entry {astray!r}, so what the "
+                "key has cannot be told; neighbours' rows repair it, or run: roost check DIR "
+                "--repair"
+            )
+        return found
+
     def rows_after(
         self, start: bytes, rows_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
@@ -177,18 +223,18 @@ class Index:
         whether these are the last."""
         return self._after(self._rows, start, rows_max, bytes_max)
 
-    def row_count(self) -> int:
-        """How many rows are stored."""
+    def counts(self) -> dict[bytes, int]:
+        """How many entries each database has."""
         with self._reading, self._env.begin() as txn:
-            count: int = txn.stat(self._rows)["entries"]
-        return count
+            counts = {KIND_NAMES[kind]: txn.stat(db)["entries"] for kind, db in self._kinds.items()}
+            return {**counts, b"rows": txn.stat(self._rows)["entries"]}
 
     def pairs_after(
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The same of a kind's pairs."""
         found, complete = self._after(self._kinds[kind], start, pairs_max, bytes_max)
-        return [(key, self._value(kind, key, stored)) for key, stored in found], complete
+        return [(key, self.unsealed(kind, key, stored)) for key, stored in found], complete
 
     def stored_after(
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
@@ -206,7 +252,7 @@ class Index:
             found += len(page)
             for key, stored in page:
                 try:
-                    self._value(kind, key, stored)
+                    self.unsealed(kind, key, stored)
                 except CorruptData:
                     damaged.append(key)
                 start = key + b"\0"
@@ -220,7 +266,7 @@ class Index:
             txn.drop(self._kinds[kind], delete=False)
             _put(txn, self._kinds[kind], sealed_pairs(kind, pairs))
 
-    def _value(self, kind: int, key: bytes, stored: bytes) -> bytes:
+    def unsealed(self, kind: int, key: bytes, stored: bytes) -> bytes:
         """What `sealed_pairs` was given. CorruptData if the bytes are not those."""
         if kind == logformat.KIND_META and key in PLAIN_META:
             return stored
@@ -259,24 +305,65 @@ class Index:
     def keys_from(self, start: bytes, prefix: bytes) -> Iterator[bytes]:
         """Distinct keys (not row keys) from `start` on that have `prefix`, in order.
 
-        Reads in short transactions: a caller that stops half-way holds nothing.
+        Reads in short transactions: a caller that stops half-way holds nothing. CorruptData if a
+        damaged entry may have led a search astray (see `rows_of`).
         """
         while True:
             batch: list[bytes] = []
             with self._reading, self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
-                more = cursor.set_range(start)
+                more = self._seek(cursor, start)
+                steps = 0
                 while more and len(batch) < _SCAN_ROWS_MAX:
                     key = cursor.key().partition(b"\0")[0]
+                    if batch and key == batch[-1]:
+                        steps += 1
+                        more = cursor.next() if steps < _STEPS_MAX else self._seek(cursor, start)
+                        continue
                     if not key.startswith(prefix):
                         break
-                    if batch and key <= batch[-1]:
+                    if batch and key < batch[-1]:
                         raise self._out_of_order(key)
                     batch.append(key)
-                    start = key + b"\x01"
-                    more = cursor.set_range(start)
+                    start, steps = key + b"\x01", 0
+                    more = cursor.next()
             yield from batch
             if len(batch) < _SCAN_ROWS_MAX:
                 return
+
+    def _seek(self, cursor: Any, start: bytes) -> bool:
+        """Set a cursor to the first entry from `start` on; whether there is one."""
+        more: bool = cursor.set_range(start)
+        if not (cursor.prev() if more else cursor.last()):
+            return more and bool(cursor.first())
+        name = cursor.key()
+        if name >= start or not _is_whole(name, cursor.value()):
+            raise self._out_of_order(name)
+        return more and bool(cursor.next())
+
+    def entries_from(
+        self, start: bytes, rows_max: int, bytes_max: int, quiet_rows: int
+    ) -> tuple[list[tuple[bytes, bytes, bool]], bool]:
+        """Rows as they lie, from `start` on: name, sealed row, whether its checksum holds; and
+        whether these are the last. For a scrub: names may be wrong and out of order. It ends only
+        where the last `quiet_rows` were whole, so that a search for the last leads there again.
+        """
+        found: list[tuple[bytes, bytes, bool]] = []
+        size = quiet = 0
+        with self._reading, self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(start)
+            while more:
+                name, sealed = cursor.item()
+                whole = is_sealed(name, sealed)
+                if not found or name > found[-1][0]:
+                    quiet = quiet + 1 if whole else 0
+                else:
+                    quiet = 0
+                found.append((name, sealed, whole))
+                size += len(name) + len(sealed)
+                if quiet >= quiet_rows and (size > bytes_max or len(found) >= rows_max):
+                    return found, False
+                more = cursor.next()
+        return found, True
 
     def get_rows(self, row_keys: list[bytes]) -> dict[bytes, bytes]:
         """Those of `row_keys` (sorted) that are stored, sealed."""
@@ -298,6 +385,27 @@ class Index:
             _put(txn, self._rows, rows, give_way)
             for kind, writes in items.items():
                 _put(txn, self._kinds[kind], sealed_pairs(kind, writes), give_way)
+
+    def mend(
+        self, damaged: Iterable[tuple[bytes, bytes]], items: Mapping[int, Writes]
+    ) -> list[bytes]:
+        """One synced transaction: remove damaged entries of rows, each given by a name from which
+        on it was found and its own, by their places; then write `items`. Those not found again.
+        """
+        missed = []
+        with self._env.begin(write=True) as txn:
+            for start, name in damaged:
+                with txn.cursor(self._rows) as cursor:
+                    more = cursor.set_range(start)
+                    while more and (cursor.key() != name or is_sealed(name, cursor.value())):
+                        more = cursor.next()
+                    if more:
+                        cursor.delete()
+                    else:
+                        missed.append(name)
+            for kind, writes in items.items():
+                _put(txn, self._kinds[kind], sealed_pairs(kind, writes))
+        return missed
 
     def write_stored(self, items: Mapping[int, Writes]) -> None:
         """The same for pairs that are in their stored form."""
@@ -351,6 +459,11 @@ class Index:
         """Free the reader slots of processes that died; how many."""
         freed: int = self._env.reader_check()
         return freed
+
+
+def _is_whole(name: bytes, stored: bytes | memoryview) -> bool:
+    """`is_sealed` for rows that are small enough to be looked at on the way to another one."""
+    return len(stored) > _PASSING_BYTES_MAX or is_sealed(name, stored)
 
 
 def _crc_of(kind: int, key: bytes, value: bytes) -> int:

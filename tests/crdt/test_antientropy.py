@@ -262,3 +262,21 @@ def test_scans_of_another_place_are_ignored(pair: Pair) -> None:
     rows = f.decode_frame(sent[1])
     assert isinstance(rows, f.BucketRows)
     assert (rows.id, len(rows.rows), rows.more) == (7, 2, True)
+
+
+def test_buckets_that_lack_rows_are_fetched_at_once(pair: Pair) -> None:
+    """A node that knows what it lost waits for no sums; one fetch at a time."""
+    filled(pair)
+    work, now_ms = pair.b.replica.antientropy, pair.now_ms
+    del pair.b.rows[b"k3"], pair.b.rows[b"k5"]
+    buckets = [digest.bucket_of(b"k3"), digest.bucket_of(b"k5")]
+    assert work.fetch("nobody", buckets, now_ms) == work.fetched("nobody") == 0
+    number = work.fetch("a", buckets, now_ms)
+    assert number
+    assert work.fetch("a", buckets, now_ms) == 0, "another one is under way"
+    assert work.fetched("a") == 0
+    assert work.fetch("a", buckets, now_ms + WANT_MS) == number + 1, "the first never came"
+    pair.settle()
+    assert work.fetched("a") == number + 1
+    assert pair.b.rows == pair.a.rows
+    assert not pair.b.replica.takes_rows

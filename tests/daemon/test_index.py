@@ -12,6 +12,7 @@ import pytest
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import KIND_META, KIND_SESSION
+from roost_crdt.rows.layout import seal
 from roostd.index import PAGE_BYTES, Index, u64
 
 SIZE_MAX = 4 << 20
@@ -82,8 +83,8 @@ def test_rows_after_is_bounded(index: Index) -> None:
 
 def test_keys_from_gives_each_key_once(index: Index) -> None:
     keys = [f"k:{n:04d}" for n in range(2_500)]
-    rows = [(name(key, part), b"") for key in keys for part in ("\x01", "\x04a", "\x04b")]
-    index.write([*rows, (name("z"), b"")], {})
+    names = [name(key, part) for key in keys for part in ("\x01", "\x04a", "\x04b")]
+    index.write([(row, seal(row, 3, b"")) for row in (*names, name("z"))], {})
     wanted = [key.encode() for key in keys]
     assert list(index.keys_from(b"k:", b"k:")) == wanted
     assert list(index.keys_from(b"k:2400\x01", b"k:")) == wanted[2_401:]

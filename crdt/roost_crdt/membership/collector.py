@@ -82,7 +82,7 @@ class Collector:
                 self._drop()
             elif self._agreed():
                 self._raise_floor()
-        except RoostError as error:
+        except (RoostError, CorruptData) as error:
             self._tell(f"collection goes on later: {error}")
 
     def _scan(self) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from roost_crdt.errors import BadRequest, RoostError
+from roost_crdt.errors import BadRequest, CorruptData, RoostError
 from roost_crdt.frames import Greeting
 from roost_crdt.limits import Limits
 from roost_crdt.members import (
@@ -16,10 +16,10 @@ from roost_crdt.members import (
     removal_delta,
     removal_key,
 )
-from roost_crdt.record import Record
+from roost_crdt.record import Record, RowOp
 from roost_crdt.replica import Replica
 from roost_crdt.rows import Delta
-from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER
+from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER, Rows
 
 from .storage import MemberStore
 
@@ -65,21 +65,36 @@ class Members:
         self.roster.nodes.clear()
         self.roster.removed.clear()
         after = RESERVED
-        while page := self._store.scan_rows(after, _SCAN_BYTES):
+        while page := self._scan(after):
             keys = [op.row_key.partition(b"\0")[0] for op in page]
             own = [key for key in keys if key.startswith(RESERVED)]
             for key in own:
-                self.roster.load(key, self._store.key_rows(key).rows)
+                self.roster.load(key, self._rows(key))
             after = page[-1].row_key
             if len(own) < len(keys):
                 break
         self._apply()
 
+    def _scan(self, after: bytes) -> Sequence[RowOp]:
+        try:
+            return self._store.scan_rows(after, _SCAN_BYTES)
+        except CorruptData as error:
+            self._tell(f"the roster is read as far as it can be: {error}")
+            return ()
+
+    def _rows(self, key: bytes) -> Rows:
+        """The rows of a key; none while they are damaged, until they are mended."""
+        try:
+            return self._store.key_rows(key).rows
+        except CorruptData as error:
+            self._tell(f"the roster lacks an entry: {error}")
+            return {}
+
     def changed(self, keys: Iterable[bytes]) -> None:
         """Rows of these keys have become durable."""
         own = [key for key in keys if key.startswith(RESERVED)]
         for key in own:
-            self.roster.load(key, self._store.key_rows(key).rows)
+            self.roster.load(key, self._rows(key))
         if own:
             self._apply()
 
@@ -131,13 +146,13 @@ class Members:
 
     def _write_member(self, member: Member) -> None:
         key = member_key(member.node)
-        rows = self._store.key_rows(key).rows
+        rows = self._rows(key)
         stamp = self._store.stamp(self._now_ms())
         self._write(key, member_delta(rows, member, stamp), stamp)
 
     def _write(self, key: bytes, delta: Delta, stamp: tuple[int, int]) -> None:
         self._committed(self._store.commit(stamp, [(key, TYPE_REGISTER, delta)]))
-        self.roster.load(key, self._store.key_rows(key).rows)
+        self.roster.load(key, self._rows(key))
 
     def _remove_silent(self, now_ms: int) -> None:
         for member in list(self.roster.members.values()):
@@ -159,7 +174,7 @@ class Members:
             known = ", ".join(sorted(self.roster.members)) or "none"
             raise BadRequest(f"{node!r} is no member; members are {known}", field="id")
         key = removal_key(member.actor)
-        rows = self._store.key_rows(key).rows
+        rows = self._rows(key)
         stamp = self._store.stamp(self._now_ms())
         self._write(key, removal_delta(rows, node, stamp), stamp)
         self._apply()

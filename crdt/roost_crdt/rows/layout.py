@@ -164,6 +164,15 @@ def seal(name: bytes, type_code: int, body: bytes) -> bytes:
     return _SEALED.pack(crc32(body, crc32(name, _TYPE_CRC[type_code])), type_code) + body
 
 
+def is_sealed(name: bytes, stored: bytes | memoryview) -> bool:
+    """Whether `seal` made these bytes under this name; the type need not be a known one."""
+    if len(stored) < _SEALED.size:
+        return False
+    checksum: int
+    checksum, type_code = _SEALED.unpack_from(stored)
+    return crc32(stored[_SEALED.size :], crc32(name, _TYPE_CRC[type_code])) == checksum
+
+
 def unseal(name: bytes, stored: bytes) -> tuple[int, bytes]:
     """Type and body of a stored row; CorruptData if its checksum does not hold."""
     if len(stored) < _SEALED.size:

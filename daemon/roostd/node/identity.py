@@ -53,8 +53,15 @@ class Identity:
                 recovery.actor_before,
                 recovery.actor_reason,
             )
-        if recovery.corrupt_rows:
-            log.error("%d stored rows are damaged and not served", recovery.corrupt_rows)
+        if recovery.remade:
+            log.error("pages of the index were damaged: %s", recovery.remade)
+        lacking = len(self._store.suspects.buckets)
+        if lacking:
+            log.error(
+                "rows of %d buckets of keys were lost; they are refused until they are fetched "
+                "from neighbours",
+                lacking,
+            )
 
     def rollback(self, peer: str, actor: int, hlc: int) -> None:
         found = f"knows actor {actor:016x} up to {hlc}, further than this store"

@@ -146,7 +146,9 @@ class Keys:
         return values.newest_stamp(policy.row_type, self._rows(policy, key))
 
     def scan(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
-        """Live keys in order that begin with `prefix` and come after `after`."""
+        """Live keys in order that begin with `prefix` and come after `after`. CorruptData while
+        some may be missing."""
+        self._store.suspects.check_all()
         return self._store.keys(prefix, after, limit, self._now_ms())
 
     # --- writes ---

@@ -33,6 +33,7 @@ from roostd.node.identity import Identity
 from roostd.node.issuers import KEYS_OF, Issuers
 from roostd.node.keys import Keys
 from roostd.node.linear import Linear
+from roostd.node.mending import Mending
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
 from roostd.node.restored import Restored
@@ -108,6 +109,7 @@ class Node:
         await self.rpc.start()
         await self.gossip.start()
         self._ticking = asyncio.create_task(self._tick(), name="node tick")
+        self._looking_after = asyncio.create_task(self.mending.run(), name="node mending")
 
     def _wire_links(self) -> None:
         config, store = self.config, self.store
@@ -125,6 +127,7 @@ class Node:
             public=config.node.public or "",
             gc_floor=load_floor(store),
         )
+        self.mending = Mending(store, replica, lambda: self.gossip.schedule())
         neighbours = [(n.id, n.url) for n in config.neighbours]
         self.rpc = Rpc(
             node=config.node.id,
@@ -139,7 +142,7 @@ class Node:
             replica=replica,
             store=StoreHooks(
                 accept=store.accept,
-                accept_rows=store.accept_rows,
+                accept_rows=self.mending.accept_rows,
                 flush=self.groups.flush,
                 vv=lambda: store.vv,
                 records_after=store.records_after,
@@ -287,7 +290,8 @@ class Node:
         """Give back what can be given back, close links and the store."""
         if self._ticking is not None:
             self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
+            self._looking_after.cancel()
+            await asyncio.gather(self._ticking, self._looking_after, return_exceptions=True)
         await self.quotas.stop()
         await self.standbys.stop()
         await self.sessions.stop()
@@ -407,6 +411,7 @@ class Node:
                 "seq": store.seq,
                 "durable_seq": store.durable_seq,
                 "applied_seq": store.applied_seq,
+                **self.mending.status(),
             },
             "sessions": self.sessions.counts(),
         }

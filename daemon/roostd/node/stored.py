@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from roost_crdt.errors import NoPolicy, RoostError
+from roost_crdt.errors import CorruptData, NoPolicy, RoostError
 from roost_crdt.policy import Policy, PolicyTable
 
 SCAN_KEYS_MAX = 100_000
@@ -29,7 +29,10 @@ async def policies_with_keys(
         if policy.consistency == "session-local":
             exists = has_sessions()
         elif policy.consistency == "eventually-global":
-            exists = _exists_here(policies, policy, scan)
+            try:
+                exists = _exists_here(policies, policy, scan)
+            except CorruptData:
+                exists = True
         else:
             exists = await _exists_in_consensus(policy, scan_linear)
         if exists:

@@ -11,6 +11,7 @@ from roostd.store.backup import Page
 from roostd.store.checking import Findings, Repaired, check
 from roostd.store.identity import StoreLocked
 from roostd.store.memory import KeyRows
+from roostd.store.mending import LogRows
 from roostd.store.opening import Recovery
 from roostd.store.repairing import repair
 from roostd.store.restoring import RESTORED, Restored, Verified, restore, verify_backup
@@ -20,6 +21,7 @@ __all__ = [
     "RESTORED",
     "Findings",
     "KeyRows",
+    "LogRows",
     "Page",
     "Recovery",
     "Repaired",

@@ -19,6 +19,7 @@ import msgspec
 
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
+from roost_crdt.limits import Limits
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import (
     HEAD,
@@ -33,11 +34,16 @@ from roost_crdt.rows.layout import (
 )
 from roostd.index import Index, is_disk_error, u64
 from roostd.logrecovery import Position
-from roostd.store.sums import DigestChange, group_name, hour_pairs, packed, repacked
+from roostd.store import suspects
+from roostd.store.scrub import Scrub, Scrubbed, judge
+from roostd.store.sums import DigestChange, digest_pairs, group_name, hour_pairs, packed, repacked
+from roostd.store.suspects import Suspects, encode
 
 START = Position(0, 0)
 _RETRY_S = 0.25
 _REAP_S = 60.0
+_LOOK_S = 1.0
+"""While there is always something to apply, so often it is looked after the index all the same."""
 _DISK_LOW_BYTES = 16 << 20
 """With less free, an error of the disk is taken for a full one, which may pass."""
 _CHUNK_ROWS = 32
@@ -100,26 +106,33 @@ class Applier:
     def __init__(
         self,
         index: Index,
-        *,
         vv: dict[int, int],
         buckets: list[int],
         hours: dict[int, int],
-        interval_ms: int,
-        keys_max: int,
+        limits: Limits,
+        suspects: Suspects,
     ) -> None:
-        self.done: deque[Applied] = deque()
+        self.done: deque[Applied | Scrubbed] = deque()
         self.problem = ""
         """Why nothing is applied at the moment (no room); it clears by itself."""
         self.failed: Exception | None = None
         """Why nothing is ever applied again."""
+        self.scrub_problem = ""
+        """What the last scrub found and could not mend."""
+        self.scrub_passes = 0
         self.corrupt_rows = 0
+        self.suspects = suspects
+        self._scrub = Scrub(
+            index, bytes_per_s=limits.scrub_bytes_per_s, pause_ms=limits.scrub_pause_ms
+        )
+        self._mended: deque[frozenset[int]] = deque()
         self._index = index
         self._vv = dict(vv)
         self._buckets = list(buckets)
         self._groups = packed(buckets)
         self._hours = dict(hours)
-        self._interval_s = interval_ms / 1000
-        self._keys_max = keys_max
+        self._interval_s = limits.apply_interval_ms / 1000
+        self._keys_max = limits.apply_keys_max
         self._queue: deque[Batch] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -146,6 +159,16 @@ class Applier:
         if not self._wake.is_set():
             self._wake.set()
 
+    def scrub_now(self) -> None:
+        """A read met damage."""
+        self._scrub.hurry()
+        self._wake.set()
+
+    def mended(self, buckets: frozenset[int]) -> None:
+        """The index holds again what these suspect buckets lacked."""
+        self._mended.append(buckets)
+        self._wake.set()
+
     def drain(self, timeout_s: float) -> bool:
         """Wait until all that was offered is applied; False if it was not in time."""
         self._hurry.set()
@@ -163,10 +186,12 @@ class Applier:
         self._thread.join()
 
     def _run(self) -> None:
-        last, reaped = 0.0, time.monotonic()
+        last = looked = 0.0
+        reaped = time.monotonic()
         try:
             while not self._stopping:
-                self._wake.wait(_RETRY_S if self._tight() else _REAP_S)
+                pause_s = _RETRY_S if self._tight() else _REAP_S
+                self._wake.wait(min(pause_s, self._scrub.wait_s()))
                 self._wake.clear()
                 if time.monotonic() - reaped > _REAP_S:
                     self._index.reap_readers()
@@ -184,8 +209,16 @@ class Applier:
                     with self._lock:
                         if not self._queue:
                             self._idle.set()
+                    if last > looked + _LOOK_S and not self._stopping:
+                        self._look_after()  # though more waits
+                        looked = time.monotonic()
                 self.room = self._look()
+                if not self._stopping:
+                    self._look_after()
+                    looked = time.monotonic()
         except (lmdb.Error, OSError, CorruptData) as exc:
+            if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
+                suspects.want_remake(self._index.path.parent)
             self.failed = exc
             self._idle.set()
         finally:
@@ -200,6 +233,39 @@ class Applier:
         """
         hurried = self._stopping or self._hurry.is_set() or len(self._queue) > 1
         time.sleep(0 if hurried else _PAUSE_S)
+
+    def _look_after(self) -> None:
+        """What is done while nothing waits to be applied."""
+        try:
+            while self._mended:
+                left = self.suspects.buckets - self._mended[0]
+                self._index.write((), {logformat.KIND_META: [(suspects.NAME, encode(left))]})
+                self.suspects.mended_buckets += len(self._mended.popleft())
+                self.suspects.buckets = left
+            if not self._scrub.wait_s():
+                found = self._scrub.step()
+                if found is not None:
+                    self._end_pass(judge(found, self._buckets, self._hours))
+                    self.scrub_passes += 1
+        except lmdb.Error as exc:
+            self.scrub_problem = f"damage in the index was found and could not be mended: {exc}"
+
+    def _end_pass(self, found: Scrubbed) -> None:
+        """Take out what is damaged, note which buckets lack rows, set the sums right."""
+        self.scrub_problem = found.problem
+        if not found.wrong:
+            return
+        # Before the rows go: nobody may take them for absent.
+        self.suspects.buckets |= found.lacking
+        self.suspects.lost_rows += len(found.damaged)
+        pairs = digest_pairs(found.buckets, found.hours)
+        pairs.append((suspects.NAME, encode(self.suspects.buckets)))
+        missed = self._index.mend(found.damaged, {logformat.KIND_META: sorted(pairs)})
+        if missed and not found.structure:
+            found.structure = f"{self._index.path}: {missed[0]!r} is not found again"
+        self._buckets, self._hours = list(found.buckets), dict(found.hours)
+        self._groups = packed(found.buckets)
+        self.done.append(found)
 
     def _tight(self) -> bool:
         """Whether room has to be looked at again without being asked."""
@@ -247,7 +313,7 @@ class Applier:
 
     def _apply(self, batch: Batch) -> Applied:
         names = sorted(batch.rows)
-        change = DigestChange()
+        change = DigestChange(self._scrub.summed)
         for at in range(0, len(names), _CHUNK_ROWS):
             self._digest_chunk(change, batch.rows, names, at)
             self._give_way()
@@ -283,6 +349,8 @@ class Applier:
         self._groups.update(groups)
         self._hours.update(hours)
         self._vv = vv
+        for key, part, sign in change.noted:
+            self._scrub.add(key, part, sign)
         return Applied(batch, buckets, hours)
 
     def _digest_chunk(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roost_crdt import digest, logformat
+from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import Group, Secret
 from roost_crdt.record import RowOp, decode_rows
@@ -19,10 +19,10 @@ from roostd import pages, segments
 from roostd.index import KIND_NAMES, SCHEMA, Index
 from roostd.logrecovery import recover
 from roostd.segments import Segment
-from roostd.store import identity
+from roostd.store import identity, suspects
 from roostd.store.checksessions import check_sessions
 from roostd.store.opening import applied_of
-from roostd.store.state import State
+from roostd.store.remaking import digest_of
 from roostd.store.sums import load_digest
 from roostd.store.upgrading import OLDEST, UPGRADING, check_schema
 
@@ -136,7 +136,7 @@ def _stored(index: Index) -> Iterator[tuple[bytes, bytes]]:
 
 
 def check_rows(index: Index, findings: Findings, progress: Progress) -> None:
-    total = index.row_count()
+    total = index.counts()[b"rows"]
     for name, sealed in _stored(index):
         findings.rows += 1
         progress("rows", findings.rows, total)
@@ -146,6 +146,12 @@ def check_rows(index: Index, findings: Findings, progress: Progress) -> None:
         except CorruptData as exc:
             findings.damaged_rows.append(name)
             findings.problems.append(f"{index.path}: {exc}")
+    lacking = len(suspects.decode(index.meta(suspects.NAME)))
+    if lacking:
+        findings.problems.append(
+            f"{index.path}: rows of {lacking} buckets of keys were lost to damage before; a node "
+            "with neighbours fetches them by itself once it is started"
+        )
     if findings.damaged_rows:
         return
     try:
@@ -179,21 +185,6 @@ def _check_sessions(index: Index, findings: Findings, progress: Progress) -> Non
         if wrong:
             findings.damaged_sessions.append(sid)
             findings.problems.append(f"{index.path}: session {sid}: {wrong}")
-
-
-def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
-    """The sums by bucket and by hour, computed anew."""
-    state = State(index, {}, 0, 0)
-    buckets = [0] * digest.BUCKETS
-    hours: dict[int, int] = {}
-    for key in index.keys_from(b"", b""):
-        held = state.load(key)
-        part = digest.contribution(held.type, key, held.rows)
-        at = digest.bucket_of(key)
-        buckets[at] = (buckets[at] + part.live) % digest.MODULUS
-        for hour, amount in part.hours.items():
-            hours[hour] = (hours.get(hour, 0) + amount) % digest.MODULUS
-    return buckets, {hour: amount for hour, amount in hours.items() if amount}
 
 
 def _check_log(path: Path, index: Index, findings: Findings, progress: Progress) -> None:

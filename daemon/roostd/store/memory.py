@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import Part, Row, Rows
+from roostd.logrecovery import REPAIR
 
 KEY_BYTES = 300
 ROW_BYTES = 150
@@ -32,6 +34,13 @@ class KeyRows:
         self.size = KEY_BYTES + sum(map(row_bytes, rows.values()))
         self.damaged = damaged
         """Parts whose stored bytes fail their checksum, until a neighbour repairs them."""
+
+    def failure(self, key: bytes) -> CorruptData:
+        """What to say of a key with damaged rows."""
+        return CorruptData(
+            f"{len(self.damaged)} stored rows of key {key!r} fail their checksum; they are not "
+            f"served before a neighbour repairs them, or {REPAIR}"
+        )
 
 
 def row_bytes(row: Row) -> int:

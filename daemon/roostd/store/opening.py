@@ -14,12 +14,14 @@ import msgspec
 
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
+from roost_crdt.limits import Limits
 from roostd import segments
 from roostd.index import SCHEMA, Index, is_disk_error, u64
 from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
+from roostd.store.remaking import remake_if_damaged
 from roostd.store.upgrading import upgrade
 
 _SEGMENT_BYTES_MIN = 64 * 1024
@@ -38,9 +40,10 @@ class Recovery:
     actor_changed: bool = False
     actor_before: int = 0
     actor_reason: str = ""
-    corrupt_rows: int = 0
     upgraded_pairs: int = 0
     """Pairs that were brought to this release's schema."""
+    remade: str = ""
+    """What was done about damaged pages of the index."""
 
 
 @dataclass(slots=True)
@@ -63,14 +66,18 @@ def segment_bytes(size_max: int) -> int:
 
 
 def open_parts(
-    path: Path, *, size_max: int, log_retention: int, random_bytes: Callable[[int], bytes]
+    path: Path,
+    size_max: int,
+    log_retention: int,
+    limits: Limits,
+    random_bytes: Callable[[int], bytes],
 ) -> Opened:
     """Lock, open, identify. StoreLocked, CorruptData (place and remedy), ConfigError (schema),
     StoreFailed (the disk is full or fails)."""
     path.mkdir(mode=0o750, parents=True, exist_ok=True)
     lock_fd = identity.lock(path)
     try:
-        return _open_locked(path, lock_fd, size_max, log_retention, random_bytes)
+        return _open_locked(path, lock_fd, size_max, log_retention, limits, random_bytes)
     except BaseException as exc:
         identity.unlock(lock_fd)
         if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
@@ -94,6 +101,7 @@ def _open_locked(
     lock_fd: int,
     size_max: int,
     log_retention: int,
+    limits: Limits,
     random_bytes: Callable[[int], bytes],
 ) -> Opened:
     log_path = path / "log"
@@ -102,6 +110,7 @@ def _open_locked(
     if not (path / "index").exists() and not segments.listing(log_path):
         _create_index(path, size_max, random_bytes)
         recovery.created = True
+    recovery.remade = remake_if_damaged(path, size_max, limits.start_check_bytes)
     index = Index(path / "index", size_max)
     try:
         store_id = index.meta(b"store_id")

@@ -51,6 +51,8 @@ def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int
     for key in _all_keys(state, prefix, after):
         # Not cached: a listing must not push out what is in use.
         held = state.memory.get(key) or state.load(key)
+        if held.damaged:
+            raise held.failure(key)
         if held.type and exists(held.type, held.rows, now_ms):
             found.append(key)
             if len(found) == limit:

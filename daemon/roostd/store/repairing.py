@@ -22,10 +22,9 @@ import msgspec
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Entry, Group, Secret
-from roost_crdt.rows.layout import split_row_key, unseal
-from roostd import pages, segments
-from roostd.index import KIND_NAMES, SCHEMA, Index, sealed_pairs, u64
-from roostd.store import identity
+from roostd import segments
+from roostd.index import KIND_NAMES, SCHEMA, Index, u64
+from roostd.store import identity, suspects
 from roostd.store.applier import sealed_row
 from roostd.store.checking import (
     Findings,
@@ -35,7 +34,6 @@ from roostd.store.checking import (
     check,
     check_pairs,
     check_rows,
-    digest_of,
     listing,
     map_margin,
     open_index,
@@ -43,13 +41,12 @@ from roostd.store.checking import (
 )
 from roostd.store.checksessions import check_sessions, drop_sessions
 from roostd.store.opening import applied_of, create_identity
+from roostd.store.remaking import SALVAGED, WRITE_BYTES, carry, digest_of, move_aside, swap
 from roostd.store.replay import redo
 from roostd.store.state import State
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs
 
 _META = logformat.KIND_META
-_WRITE_BYTES = 8 << 20
-_SALVAGED = "index.salvaged"
 
 
 def repair(
@@ -81,7 +78,7 @@ def _repair(
         check_pairs(index, findings)
     try:
         _mend(path, index, findings, whole, done, progress)
-        aside = _move_aside(path, "log")
+        aside = move_aside(path, "log")
         if aside:
             done.append(f"the log as it was is now {aside}; delete it when all is well")
         (path / "log").mkdir(mode=0o750)
@@ -107,6 +104,9 @@ def _mend(
     if findings.damaged_rows:
         index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
         done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
+        whole = False
+    if index.meta(suspects.NAME) is not None:
+        index.write((), {_META: [(suspects.NAME, None)]})
         whole = False
     _drop_pairs(index, findings, done)
     if not whole:
@@ -145,81 +145,25 @@ def _salvage(
     path: Path, done: list[str], random_bytes: Callable[[int], bytes], progress: Progress
 ) -> bool:
     """Put a new index together from what can be read of the old one; whether that is all."""
-    if not (path / "index").exists() and (path / _SALVAGED).exists():
-        (path / _SALVAGED).rename(path / "index")  # killed between two renames
+    if not (path / "index").exists() and (path / SALVAGED).exists():
+        (path / SALVAGED).rename(path / "index")  # killed between two renames
         return False
     making = path / "index.salvaging"
     shutil.rmtree(making, ignore_errors=True)
-    shutil.rmtree(path / _SALVAGED, ignore_errors=True)
+    shutil.rmtree(path / SALVAGED, ignore_errors=True)
     data = path / "index" / "data.mdb"
     size = data.stat().st_size if data.exists() else 0
     index = Index(making, 2 * size + map_margin(path))
     try:
-        read, whole = _carry(data, index, progress) if size else (0, False)
+        read, whole = carry(data, index, progress) if size else (0, False)
         _name(path, index, random_bytes)
     finally:
         index.close()
-    segments.sync_directory(making)
-    making.rename(path / _SALVAGED)
-    segments.sync_directory(path)
-    aside = _move_aside(path, "index")
-    (path / _SALVAGED).rename(path / "index")
-    segments.sync_directory(path)
+    aside = swap(path, making)
     if aside:
         done.append(f"the index could not be used; it is now {aside}")
     done.append(f"{read} of its entries could be read and are in the new one")
     return whole
-
-
-def _carry(data: Path, index: Index, progress: Progress) -> tuple[int, bool]:
-    """Copy every entry whose checksum holds; how many, and whether none can be missing."""
-    rows: dict[bytes, bytes] = {}
-    items: dict[int, dict[bytes, bytes]] = {}
-    count, held_rows, size = 0, 0, 0
-
-    def write() -> None:
-        index.write(
-            sorted(rows.items()), {kind: sorted(pairs.items()) for kind, pairs in items.items()}
-        )
-        rows.clear()
-        items.clear()
-
-    try:
-        for key, stored in pages.salvage(data):
-            kind = _kind_of(key, stored)
-            if kind is None:
-                continue
-            if kind == logformat.KIND_RECORD:
-                rows[key] = stored
-                held_rows += 1
-            else:
-                items.setdefault(kind, {})[key] = stored[4:]
-            count, size = count + 1, size + len(key) + len(stored)
-            if size > _WRITE_BYTES:
-                write()
-                size = 0
-                progress("readable entries", count, 0)
-        write()
-        return count, held_rows == pages.entry_counts(data).get(b"rows")
-    except CorruptData:
-        write()
-        return count, False
-
-
-def _kind_of(key: bytes, stored: bytes) -> int | None:
-    """Which database an entry is of (KIND_RECORD: a row), by its checksum; None: of none."""
-    if len(stored) < 5:
-        return None
-    try:
-        unseal(key, stored)
-        split_row_key(key)
-    except CorruptData:
-        for kind in KIND_NAMES:
-            ((_, sealed),) = sealed_pairs(kind, [(key, stored[4:])])
-            if sealed == stored:
-                return kind
-        return None
-    return logformat.KIND_RECORD
 
 
 def _name(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> None:
@@ -304,7 +248,7 @@ def _take_in(
             continue
         taken += 1
         size += len(entry.raw)
-        if size > _WRITE_BYTES:
+        if size > WRITE_BYTES:
             _write(index, state)
             state, size = State(index, state.vv, applied, 0), 0
     _write(index, state)
@@ -328,15 +272,3 @@ def _write(index: Index, state: State) -> None:
     ]
     items = {kind: sorted(pairs.items()) for kind, pairs in batch.items.items()}
     index.write(rows, items)
-
-
-def _move_aside(path: Path, name: str) -> str:
-    """Rename a directory to `name.damaged-N`; its new name, "" if there was none."""
-    if not (path / name).exists():
-        return ""
-    number = 1
-    while (path / f"{name}.damaged-{number}").exists():
-        number += 1
-    (path / name).rename(path / f"{name}.damaged-{number}")
-    segments.sync_directory(path)
-    return f"{name}.damaged-{number}"

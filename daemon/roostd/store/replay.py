@@ -17,8 +17,8 @@ from roostd.logrecovery import REPAIR
 from roostd.store.state import KEY_VALUE_KINDS, State
 
 _decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
-_decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
-_decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
+decode_row_ops = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
+decode_drop = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
 
 
 def check_entry(entry: Entry) -> None:
@@ -28,9 +28,9 @@ def check_entry(entry: Entry) -> None:
         if entry.kind == logformat.KIND_RECORD:
             list(decode_rows(decode_record(raw, body_bytes_max=len(raw)).ops))
         elif entry.kind == logformat.KIND_ROWS:
-            list(decode_rows(_decode_rows_entry(raw)[0]))
+            list(decode_rows(decode_row_ops(raw)[0]))
         elif entry.kind == logformat.KIND_DROP:
-            _decode_drop_entry(raw)
+            decode_drop(raw)
         elif entry.kind in KEY_VALUE_KINDS:
             _decode_items(raw)
         else:
@@ -52,12 +52,12 @@ def redo(state: State, entry: Entry, path: Path, *, gapless: bool = True) -> Non
             if record.prev_hlc <= state.vv.get(record.actor, 0) < record.hlc:
                 state.extend(record.actor, record.hlc)
         elif entry.kind == logformat.KIND_ROWS:
-            ops, vv = _decode_rows_entry(raw)
+            ops, vv = decode_row_ops(raw)
             state.join(ops, list(decode_rows(ops)), entry.seq)
             if gapless:
                 state.cover(vv)
         elif entry.kind == logformat.KIND_DROP:
-            row_keys, replaced = _decode_drop_entry(raw)
+            row_keys, replaced = decode_drop(raw)
             if replaced is not None and not gapless:
                 replaced = {}
             state.drop(row_keys, replaced, entry.seq)

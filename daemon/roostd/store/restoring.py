@@ -32,8 +32,8 @@ from roostd.log import StoreFailed
 from roostd.store import backupformat, identity
 from roostd.store.applier import Batch, sealed_row
 from roostd.store.backupformat import Chunk, ChunkReader, End, Head, KindPairs, Pairs
-from roostd.store.checking import digest_of
 from roostd.store.opening import create_identity
+from roostd.store.remaking import digest_of
 from roostd.store.replay import check_entry, redo
 from roostd.store.state import KEY_VALUE_KINDS, State
 from roostd.store.sums import digest_pairs

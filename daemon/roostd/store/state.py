@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import lmdb
 
 from roost_crdt import logformat
-from roost_crdt.errors import CorruptData
+from roost_crdt.errors import BadRequest, CorruptData
 from roost_crdt.hlc import Hlc
 from roost_crdt.record import DecodedRow, RowOp
 from roost_crdt.rows import (
@@ -24,10 +24,11 @@ from roost_crdt.rows import (
     row_hlc,
 )
 from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
-from roostd.index import Index
+from roostd.index import META_OWN, Index
 from roostd.logrecovery import REPAIR
 from roostd.store.applier import Batch
 from roostd.store.memory import KEY_BYTES, ROW_BYTES, KeyRows, RowMemory, row_bytes
+from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX
 
 KEY_VALUE_KINDS = (
     logformat.KIND_SESSION,
@@ -36,7 +37,11 @@ KEY_VALUE_KINDS = (
     logformat.KIND_CONSENSUS,
     logformat.KIND_META,
 )
+_ASTRAY: Part = b""
+"""Among the damaged parts of a key: what it has besides cannot be told."""
 _ITEM_BYTES = 200
+_ITEM_KEY_BYTES_MAX = 511
+_RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
 _QUARANTINED_MAX = 1_000
 
 
@@ -58,6 +63,8 @@ class State:
         self.quarantined: dict[bytes, int] = {}
         self.actors_reused = 0
         self.corrupt_rows = 0
+        self.damage_seen = 0
+        """Reads that met damage: a scrub is to find what it is."""
         self._overlay_bytes = 0
 
     @property
@@ -65,23 +72,32 @@ class State:
         """About how many bytes wait in memory for the index."""
         return self.memory.pinned_bytes + self._overlay_bytes
 
-    def held(self, key: bytes) -> KeyRows:
-        """A key's rows from memory or the index, damaged ones left out."""
+    def held(self, key: bytes, *, astray: bool = False) -> KeyRows:
+        """A key's rows from memory or the index, damaged ones left out; see `load`."""
         held = self.memory.pinned.get(key) or self.memory.get(key)
         if held is None:
-            held = self.load(key)
+            held = self.load(key, astray=astray)
             self.memory.add(key, held)
         return held
 
-    def load(self, key: bytes) -> KeyRows:
-        """A key's rows from the index, for a key that is not pinned."""
+    def load(self, key: bytes, *, astray: bool = False) -> KeyRows:
+        """A key's rows from the index, for a key that is not pinned. CorruptData if a damaged
+        entry beside them may be one of them; `astray`: not then, but it counts as damaged."""
         type_code = 0
         rows: Rows = {}
         damaged: list[Part] = []
         skip = len(key) + 1
         try:
-            stored = self.index.rows(key + b"\0")
+            try:
+                stored = self.index.rows_of(key)
+            except CorruptData:
+                self.damage_seen += 1
+                if not astray:
+                    raise
+                stored = self.index.rows(key + b"\0")
+                damaged.append(_ASTRAY)
         except lmdb.Error as exc:
+            self.damage_seen += 1
             raise CorruptData(f"the index is damaged near key {key!r}: {exc}; {REPAIR}") from exc
         for name, sealed in stored:
             part = name[skip:]
@@ -93,6 +109,7 @@ class State:
             except CorruptData:
                 damaged.append(part)
                 self.corrupt_rows += 1
+                self.damage_seen += 1
         return KeyRows(type_code, rows, frozenset(damaged))
 
     def take(
@@ -128,8 +145,16 @@ class State:
             batch.rows[name] = (type_code, body, row)
         memory.grow(held, size)
 
-    def join(self, ops: Sequence[RowOp], decoded: Sequence[DecodedRow], seq: int) -> None:
-        """Join foreign rows, key by key."""
+    def join(
+        self,
+        ops: Sequence[RowOp],
+        decoded: Sequence[DecodedRow],
+        seq: int,
+        *,
+        rewrite: bool = False,
+    ) -> None:
+        """Join foreign rows, key by key. `rewrite`: what memory has of them may be lost in the
+        index, so they go there although they change nothing."""
         deltas: dict[tuple[bytes, int], tuple[Delta, dict[Part, RowOp]]] = {}
         for op, (key, part, type_code, row) in zip(ops, decoded, strict=True):
             # Rows of a snapshot may be newer than the vector that comes after them.
@@ -141,7 +166,7 @@ class State:
             delta[part] = row
             raw[part] = op
         for (key, type_code), (delta, raw) in deltas.items():
-            held = self.held(key)
+            held = self.held(key, astray=True)
             if held.type and held.type != type_code:
                 self._quarantine(key, len(delta))
                 continue
@@ -150,6 +175,10 @@ class State:
             except StampReused as exc:
                 changed = exc.kept
                 self.actors_reused += 1
+            if rewrite:
+                changed = {
+                    part: changed.get(part, held.rows.get(part, delta[part])) for part in delta
+                }
             if not changed:
                 continue
             held.damaged -= changed.keys()
@@ -182,7 +211,7 @@ class State:
         batch = self.batch
         for name in row_keys:
             key, part = split_row_key(name)
-            held = self.held(key)
+            held = self.held(key, astray=True)
             self.memory.pin(key, held)
             held.seq = seq
             row = held.rows.pop(part, None)
@@ -228,6 +257,17 @@ def _joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
     except StampReused as exc:
         kept: Row = exc.kept
         return kept
+
+
+def check_items(kind: int, items: Mapping[bytes, bytes | None]) -> None:
+    """BadRequest for pairs that may not be put."""
+    assert kind in KEY_VALUE_KINDS
+    assert items
+    for key in items:
+        if not 0 < len(key) <= _ITEM_KEY_BYTES_MAX:
+            raise BadRequest(f"a key of {len(key)} bytes; 1 to {_ITEM_KEY_BYTES_MAX} fit")
+        if kind == logformat.KIND_META and (key in META_OWN or key.startswith(_RESERVED_META)):
+            raise BadRequest(f"meta {key!r} belongs to the store")
 
 
 def _item_bytes(key: bytes, value: bytes | None) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from roost_crdt import digest, logformat
-from roost_crdt.errors import ActorReused, BadRequest, CorruptData, RoostError, TooLarge
+from roost_crdt.errors import ActorReused, RoostError, TooLarge
 from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
 from roost_crdt.limits import Limits
 from roost_crdt.record import (
@@ -28,22 +28,23 @@ from roost_crdt.record import (
 )
 from roost_crdt.rows import Delta, encode_row
 from roost_crdt.rows.layout import split_row_key
-from roostd.index import META_OWN, u64
+from roostd.index import u64
 from roostd.log import StoreFailed
-from roostd.logrecovery import REPAIR
 from roostd.store import backup, identity, reads, sums
 from roostd.store.admission import Admission
 from roostd.store.applier import Applier, Batch
 from roostd.store.backup import Page
 from roostd.store.memory import KeyRows
+from roostd.store.mending import Mender
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
 from roostd.store.replay import redo
-from roostd.store.state import KEY_VALUE_KINDS, State
+from roostd.store.scrub import Scrubbed
+from roostd.store.state import State, check_items
+from roostd.store.suspects import NAME as SUSPECT
+from roostd.store.suspects import Suspects
 
-_ITEM_KEY_BYTES_MAX = 511
 _UNPIN_KEYS = 512
 _DRAIN_S = 5.0
-_RESERVED_META = (sums.BUCKET_PREFIX, sums.HOUR_PREFIX)
 _SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
 """Written into the reserve of a full store too: without them a node cannot settle or step down."""
 
@@ -78,14 +79,11 @@ class Store:
         self._head = (0, CHAIN_START)
         self._buckets, self._hours = sums.load_digest(opened.index)
         self._applied_vv = dict(opened.vv)
+        self.suspects = Suspects(opened.index.meta(SUSPECT))
         self._applier = Applier(
-            opened.index,
-            vv=opened.vv,
-            buckets=self._buckets,
-            hours=self._hours,
-            interval_ms=limits.apply_interval_ms,
-            keys_max=limits.apply_keys_max,
+            opened.index, opened.vv, self._buckets, self._hours, limits, self.suspects
         )
+        self.mender = Mender(self._log, self._state, self._applier, self.accept_rows, limits)
         self._admission = Admission(
             self._applier,
             size_max=size_max,
@@ -111,9 +109,7 @@ class Store:
         Raises StoreLocked (another daemon has it), CorruptData (damage; nothing was changed,
         the text names place and remedy), ConfigError (written by another release).
         """
-        opened = open_parts(
-            path, size_max=size_max, log_retention=log_retention, random_bytes=random_bytes
-        )
+        opened = open_parts(path, size_max, log_retention, limits, random_bytes)
         try:
             store = cls(opened, limits, size_max)
             store._replay()
@@ -157,14 +153,13 @@ class Store:
     def key_rows(self, key: bytes) -> KeyRows:
         """The rows of a key (`type` 0: it has none), to be read only.
 
-        Raises CorruptData if stored rows of it are damaged; a neighbour's rows repair them.
+        Raises CorruptData if rows of it are damaged or lost; see roostd.store.suspects.
         """
         held = self._state.held(key)
+        if self.suspects.buckets:
+            self.suspects.check(key, held)
         if held.damaged:
-            raise CorruptData(
-                f"{len(held.damaged)} stored rows of key {key!r} fail their checksum; they are "
-                f"not served before a neighbour repairs them, or {REPAIR}"
-            )
+            raise held.failure(key)
         return held
 
     def get(self, kind: int, key: bytes) -> bytes | None:
@@ -214,7 +209,8 @@ class Store:
     @property
     def corrupt_rows(self) -> int:
         """Stored rows that failed their checksum."""
-        return self._state.corrupt_rows + self._applier.corrupt_rows
+        found = self._state.corrupt_rows + self._applier.corrupt_rows
+        return found + self.suspects.lost_rows
 
     @property
     def seq(self) -> int:
@@ -270,9 +266,14 @@ class Store:
         self._reap(_UNPIN_KEYS)
         return dict(self._applied_vv), list(self._buckets)
 
+    def look_after(self) -> None:
+        """Take over what the store's threads did; they look where a read met damage."""
+        self._reap(_UNPIN_KEYS)  # nobody else asks while nothing is written
+        self.mender.look()
+
     def neighbours_hold(self, vv: Mapping[int, int] | None) -> None:
         """What all neighbours hold durably: the log is not kept for them; None: not known."""
-        self._reap(_UNPIN_KEYS)  # nobody else asks while nothing is written
+        self.look_after()
         self._log.neighbours_hold(vv)
 
     # Writing
@@ -351,7 +352,7 @@ class Store:
         decoded = list(decode_rows(ops))
         raw = _encode((ops, vv))
         seq = self._append(logformat.KIND_ROWS, raw, len(decoded), len(raw), False)
-        self._state.join(ops, decoded, seq)
+        self._state.join(ops, decoded, seq, rewrite=bool(self.suspects.buckets))
         self._state.cover(vv)
 
     def drop_rows(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None = None) -> None:
@@ -370,13 +371,7 @@ class Store:
 
         Raises BadRequest, Full, Busy, TooLarge, StoreFailed before anything changes.
         """
-        for key in items:
-            if not 0 < len(key) <= _ITEM_KEY_BYTES_MAX:
-                raise BadRequest(f"a key of {len(key)} bytes; 1 to {_ITEM_KEY_BYTES_MAX} fit")
-            if kind == logformat.KIND_META and (key in META_OWN or key.startswith(_RESERVED_META)):
-                raise BadRequest(f"meta {key!r} belongs to the store")
-        assert kind in KEY_VALUE_KINDS
-        assert items
+        check_items(kind, items)
         raw = _encode(list(items.items()))
         small = kind in _SMALL_KINDS or not any(items.values())
         seq = self._append(kind, raw, len(items), len(raw), small)
@@ -489,6 +484,10 @@ class Store:
         done = self._applier.done
         while done:
             applied = done.popleft()
+            if isinstance(applied, Scrubbed):
+                self._buckets, self._hours = applied.buckets, applied.hours
+                self.mender.scrubbed.append(applied)
+                continue
             batch = applied.batch
             self._applied_vv.update(batch.vv)
             for bucket, amount in applied.buckets.items():

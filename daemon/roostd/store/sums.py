@@ -16,14 +16,20 @@ _AMOUNT_BYTES = 16
 
 
 class DigestChange:
-    """What a batch adds to the sums, by bucket and by hour."""
+    """What a batch adds to the sums, by bucket and by hour; `noted` what of it concerns keys below
+    `summed`, which a scrub has summed up already."""
 
-    def __init__(self) -> None:
+    def __init__(self, summed: bytes) -> None:
+        self.noted: list[tuple[bytes, digest.Contribution, int]] = []
+        self._summed = summed
         self.buckets: dict[int, int] = {}
         self.hours: dict[int, int] = {}
 
     def add_one(self, key: bytes, amount: int, expires_ms: int) -> None:
         """Add what one element adds, negative to take it away."""
+        if key < self._summed:
+            hours = {expires_ms // digest.HOUR_MS: amount} if expires_ms else {}
+            self.noted.append((key, digest.Contribution(0 if hours else amount, hours), 1))
         if expires_ms:
             hour = expires_ms // digest.HOUR_MS
             self.hours[hour] = self.hours.get(hour, 0) + amount
@@ -32,6 +38,8 @@ class DigestChange:
             self.buckets[bucket] = self.buckets.get(bucket, 0) + amount
 
     def add(self, key: bytes, amount: digest.Contribution, sign: int = 1) -> None:
+        if key < self._summed:
+            self.noted.append((key, amount, sign))
         if amount.live:
             bucket = digest.bucket_of(key)
             self.buckets[bucket] = self.buckets.get(bucket, 0) + sign * amount.live

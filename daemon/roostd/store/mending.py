@@ -1,0 +1,171 @@
+"""Mending a store that is open: rows that were lost to damage are put together from the log.
+
+The log holds rows as they were written, and what neighbours have not acknowledged is there surely;
+the rest comes from them (roostd.node.mending). What the log tells is joined aside, as far as memory
+allows, and given to the store at the end: on its way it would show values that were deleted since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from roost_crdt import logformat
+from roost_crdt.digest import bucket_of
+from roost_crdt.errors import CorruptData
+from roost_crdt.limits import Limits
+from roost_crdt.logformat import Entry
+from roost_crdt.record import RowOp, decode_record, decode_rows
+from roost_crdt.rows import StampReused, encode_row, join_row
+from roost_crdt.rows.layout import Part, Row
+from roostd.log import Log
+from roostd.logrecovery import Position
+from roostd.store import suspects
+from roostd.store.applier import Applier
+from roostd.store.replay import decode_drop, decode_row_ops
+from roostd.store.scrub import Scrubbed
+from roostd.store.state import State
+
+_READ_BYTES = 64 << 10
+_WRITE_ROWS = 200
+_WRITE_BYTES = 512 << 10
+
+Accept = Callable[[Sequence[RowOp], Mapping[int, int]], None]
+
+
+class Mender:
+    """What is done about damage while the store is open. Called by the node's thread."""
+
+    def __init__(
+        self, log: Log, state: State, applier: Applier, accept: Accept, limits: Limits
+    ) -> None:
+        self.scrubbed: list[Scrubbed] = []
+        """What scrubs found wrong, not taken note of yet."""
+        self._log = log
+        self._state = state
+        self._applier = applier
+        self._accept = accept
+        self._limits = limits
+
+    @property
+    def problem(self) -> str:
+        """What a scrub found and could not mend; "" if all is well."""
+        return self._applier.scrub_problem
+
+    def look(self) -> None:
+        """Where a read has met damage, have it looked for."""
+        if self._state.damage_seen:
+            self._state.damage_seen = 0
+            self._applier.scrub_now()
+
+    def log_rows(self) -> LogRows:
+        """What the log holds of the suspect buckets, to be put in again in steps."""
+        buckets = self._applier.suspects.buckets
+        return LogRows(self._log, buckets, self._accept, self._limits.mend_bytes)
+
+    def want_remake(self) -> None:
+        """Have the next start put the index together anew (roostd.store.remaking)."""
+        suspects.want_remake(self._log.directory.parent)
+
+    def mended(self, buckets: frozenset[int]) -> None:
+        """What these buckets lacked was taken in again and is applied."""
+        memory = self._state.memory
+        memory.forget_clean()
+        for key, held in memory.pinned.items():
+            if bucket_of(key) in buckets:
+                held.damaged = frozenset()
+        self._applier.mended(buckets)
+
+
+class LogRows:
+    """Reads the rows of some buckets out of the log, a step at a time."""
+
+    def __init__(self, log: Log, buckets: frozenset[int], accept: Accept, bytes_max: int) -> None:
+        self._log = log
+        self._buckets = buckets
+        self._accept = accept
+        self._bytes_max = bytes_max
+        self._position: Position = log.first_position()
+        self._first = log.first_seq()
+        self._seq = self._first - 1
+        self._last = log.durable_seq
+        self._rows: dict[bytes, tuple[int, Part, Row]] = {}
+        self._bytes = 0
+        self._flushing = False
+        self.problem = ""
+        """Why the log could not be read to its end."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the log told all that was ever written here."""
+        return self._first == 1 and not self.problem
+
+    def step(self) -> bool:
+        """Read or write a little; whether all is done. Raises Full, Busy: to be tried again."""
+        if not self._flushing and self._seq < self._last:
+            self._read()
+        if self._flushing or self._seq >= self._last:
+            self._write()
+        return self._seq >= self._last and not self._rows
+
+    def _read(self) -> None:
+        try:
+            entries, self._position = self._log.entries_from(
+                self._position, self._seq, self._last, _READ_BYTES
+            )
+            for entry in entries:
+                self._take(entry)
+                self._seq = entry.seq
+        except (CorruptData, OSError, msgspec.MsgspecError) as exc:
+            self.problem, self._last = str(exc), self._seq
+        self._flushing = self._bytes > self._bytes_max
+
+    def _take(self, entry: Entry) -> None:
+        if entry.kind == logformat.KIND_RECORD:
+            ops: Sequence[RowOp] = decode_record(entry.raw, body_bytes_max=len(entry.raw)).ops
+        elif entry.kind == logformat.KIND_ROWS:
+            ops = decode_row_ops(entry.raw)[0]
+        elif entry.kind == logformat.KIND_DROP:
+            names, replaced = decode_drop(entry.raw)
+            if replaced is not None:  # all was given up
+                self._rows, self._bytes = {}, 0
+            for name in names:
+                self._rows.pop(name, None)
+            return
+        else:
+            return
+        wanted = [op for op in ops if bucket_of(op.row_key.partition(b"\0")[0]) in self._buckets]
+        for op, (_, part, type_code, row) in zip(wanted, decode_rows(wanted), strict=True):
+            before = self._rows.get(op.row_key)
+            if before is None:
+                self._bytes += len(op.row_key) + len(op.body)
+            elif before[0] == type_code:
+                row = _joined(type_code, part, before[2], row)
+            self._rows[op.row_key] = (type_code, part, row)
+
+    def _write(self) -> None:
+        ops: list[RowOp] = []
+        size = 0
+        for name, (type_code, part, row) in self._rows.items():
+            body = encode_row(type_code, part, row)
+            size += len(name) + len(body)
+            if ops and size > _WRITE_BYTES:
+                break
+            ops.append(RowOp(name, type_code, body))
+            if len(ops) >= _WRITE_ROWS:
+                break
+        if ops:
+            self._accept(ops, {})
+            for op in ops:
+                del self._rows[op.row_key]
+        if not self._rows:
+            self._flushing, self._bytes = False, 0
+
+
+def _joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
+    try:
+        return join_row(type_code, part, mine, theirs)
+    except StampReused as exc:
+        kept: Row = exc.kept
+        return kept

@@ -1,0 +1,183 @@
+"""Rows that a disk has lost come back from the log and from neighbours, and are never missed."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_kit import cluster, linked, make, same, start, until
+
+from roost_crdt.errors import CorruptData, Full
+from roostd import pages
+from roostd.index import Index
+from roostd.node import Node
+from roostd.store import check, scrub
+
+NUMBERS = range(300)
+
+
+def fill(node: Node) -> None:
+    with node.keys.batch():
+        for number in NUMBERS:
+            node.keys.put(b"str:%03d" % number, b"value %d" % number)
+            if not number % 10:
+                node.keys.incr(b"cnt:%03d" % number, number + 1)
+                node.keys.add(b"set:%03d" % number, [b"%d" % n for n in range(20)])
+                node.keys.map_put(b"map:%03d" % number, {b"f%d" % n: b"x" for n in range(20)})
+                node.keys.incr(b"rate:%03d" % number, 5)
+
+
+def reads(node: Node) -> dict[str, Callable[[], Any]]:
+    """Reads by name, of every key and kind."""
+    keys = node.keys
+    found: dict[str, Callable[[], Any]] = {}
+    for n in NUMBERS:
+        found[f"str{n}"] = lambda n=n: keys.get(b"str:%03d" % n)
+        if not n % 10:
+            found[f"cnt{n}"] = lambda n=n: keys.count(b"cnt:%03d" % n)
+            found[f"set{n}"] = lambda n=n: sorted(keys.members(b"set:%03d" % n))
+            found[f"map{n}"] = lambda n=n: keys.fields(b"map:%03d" % n)
+    found["keys"] = lambda: keys.scan(b"", b"", 1_000)
+    return found
+
+
+def shown(node: Node) -> dict[str, Any]:
+    """What every read shows; refusals are left out."""
+    answers: dict[str, Any] = {}
+    for name, read in reads(node).items():
+        try:
+            answers[name] = read()
+        except CorruptData:
+            continue
+    return answers
+
+
+async def filled(tmp_path: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Two stopped nodes that hold the same, and what each of them shows."""
+    files = make(tmp_path, ["a", "b"])
+    async with cluster(files) as nodes:
+        a, b = nodes.values()
+        await until(lambda: linked(a, b))
+        fill(a)
+        await until(lambda: same(a, b) and len(shown(b)) == len(reads(b)))
+        return files, shown(a)
+
+
+async def come_back(
+    files: dict[str, Path], whole: dict[str, Any], *, scrubbed: bool = False, **limits: int
+) -> None:
+    """Start the damaged b, then a: nothing wrong is shown, and in the end everything is."""
+    b = await start(files["b"], **limits)
+    nodes = [b]
+    try:
+        if scrubbed:
+            await until(lambda: b.store.suspects.buckets)
+
+        def right() -> bool:
+            answers = shown(b)
+            wrong = {n: v for n, v in answers.items() if v != whole[n]}
+            assert not wrong
+            return len(answers) == len(whole)
+
+        right()
+        a = await start(files["a"])
+        nodes.append(a)
+        await until(lambda: right() and same(a, b) and not b.store.suspects.buckets, 30)
+        assert a.store.digest()[1] == b.store.digest()[1]
+    finally:
+        for node in nodes:
+            await node.stop()
+    assert check(files["b"].parent / "data").problems == []
+
+
+@pytest.mark.parametrize("at_start", [False, True], ids=["while it runs", "at the start"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"value 123", b"value 103"),
+        (b"str:123\0", b"str:!23\0"),
+        (b"set:120\0\x047", b"set:120\0\x04?"),
+    ],
+    ids=["a value", "a name", "an element"],
+)
+async def test_damaged_rows_come_back(
+    tmp_path: Path, old: bytes, new: bytes, at_start: bool
+) -> None:
+    files, whole = await filled(tmp_path)
+    path = files["b"].parent / "data" / "index" / "data.mdb"
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    await come_back(files, whole, start_check_bytes=1 << 30 if at_start else 0)
+
+
+async def test_rows_that_are_gone_come_back(tmp_path: Path) -> None:
+    """Nothing but the sums tells of them."""
+    files, whole = await filled(tmp_path)
+    lose_rows(files["b"].parent / "data")
+    await come_back(files, whole, scrubbed=True)
+
+
+def lose_rows(data: Path) -> None:
+    """Remove rows past the store."""
+    index = Index(data / "index", 64 << 20)
+    names = [b"str:%03d\0\x02" % n for n in range(0, 300, 7)]
+    assert index.get_rows(names)
+    index.write([(name, None) for name in names], {})
+    index.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_flipped_pages(tmp_path: Path, seed: int) -> None:
+    """Bits in several pages of rows."""
+    files, whole = await filled(tmp_path)
+    path = files["b"].parent / "data" / "index" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    free = set(pages.free_pages(path))
+    rng = random.Random(seed)
+    leaves = [
+        page
+        for page in range(2, len(data) // 4096)
+        if page not in free
+        and data[page * 4096 + 10] == 2
+        and re.search(rb"(str|set|map|cnt):\d\d\d\0", data[page * 4096 : page * 4096 + 4096])
+    ]
+    assert len(leaves) > 5
+    for page in rng.sample(leaves, 3):
+        used = [at for at in range(16, 4096) if data[page * 4096 + at]]
+        data[page * 4096 + rng.choice(used)] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+    await come_back(files, whole)
+
+
+async def test_what_the_store_refuses_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, whole = await filled(tmp_path)
+    lose_rows(files["b"].parent / "data")
+    b = await start(files["b"])
+    a = None
+    try:
+        monkeypatch.setattr(scrub, "_HURRY_PAUSE_S", 0.0)
+        await until(lambda: b.store.suspects.buckets)
+        accept, refused = b.store.accept_rows, [2]
+
+        def full(*args: Any) -> None:
+            if refused[0]:
+                refused[0] -= 1
+                raise Full("no room just now")
+            accept(*args)
+
+        monkeypatch.setattr(b.store, "accept_rows", full)
+        monkeypatch.setattr(type(b.mending), "_read_log", lambda self: True)
+        a = await start(files["a"])
+        await until(lambda: not b.store.suspects.buckets, 30)
+        assert refused == [0]
+        assert shown(b) == whole
+    finally:
+        for node in filter(None, (a, b)):
+            await node.stop()
