@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,6 @@ def roost(*args: str | Path, status: int = 0) -> Result:
     done = CliRunner().invoke(main, [str(arg) for arg in args])
     assert done.exit_code == status, done.output
     return done
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 from api_node import CREDENTIALS, served
 from store_kit import Stores, put
 
@@ -16,14 +14,6 @@ from roost_crdt.logformat import KIND_CONSENSUS, KIND_META
 from roostd.consensus.base import seal, unseal
 from roostd.node.restored import Restored
 from roostd.store import RESTORED, Store, restore, verify_backup
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 def restored(store: Store, *neighbours: str) -> Restored:

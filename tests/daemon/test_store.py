@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from store_kit import LIMITS, NOW, Stores, applied, count, incr, put, root_of, value
@@ -30,20 +28,6 @@ from roost_crdt.rows.layout import (
     row_key,
 )
 from roostd.store import Store
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
-
-
-@pytest.fixture
-def store(stores: Stores) -> Store:
-    return stores.open()
-
 
 # Commit, flush, read
 

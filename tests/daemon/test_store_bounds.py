@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lmdb
@@ -27,20 +25,6 @@ from roost_crdt.rows.layout import (
 )
 from roostd.index import Index
 from roostd.store import Store, StoreFailed
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
-
-
-@pytest.fixture
-def store(stores: Stores) -> Store:
-    return stores.open()
-
 
 # Memory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,6 @@ from roost_crdt.logformat import KIND_META, KIND_SESSION, KIND_SPEND, SEGMENT_HE
 from roost_crdt.record import decode_record
 from roostd.index import Index
 from roostd.store import Store, StoreLocked, check, repair
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,20 +25,6 @@ from roostd.index import Index
 from roostd.store import Store, StoreLocked
 from roostd.store import identity as identity_module
 from roostd.store.identity import Surroundings
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
-
-
-@pytest.fixture
-def store(stores: Stores) -> Store:
-    return stores.open()
-
 
 # Opening
 

@@ -153,7 +153,7 @@ class FaultyDaemon:
         config = home / "roost.toml"
         environ = {**os.environ, **ANY_PORTS, "ROOST_LOG": "text", **environ}
         self.process: subprocess.Popen[bytes] | Forked
-        if not inject and not SOAK:
+        if not inject:
             self.process = Forked(config, self.log, environ)
             return
         command = [sys.executable, "-m", "roostd.cli.roostd", "--config", str(config)]

@@ -30,10 +30,15 @@ if sys.argv[2] == "fork":
     env.close()
     for _ in range(int(sys.argv[3])):
         if os.fork() == 0:
-            env = lmdb.open(sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024)
-            txn = env.begin(env.open_db(b"rows", create=False))
-            txn.stat(env.open_db(b"rows", create=False))
-            os.write(1, b"+")
+            try:
+                env = lmdb.open(
+                    sys.argv[1], readonly=True, map_size=0, max_dbs=16, max_readers=1024
+                )
+                txn = env.begin(env.open_db(b"rows", create=False))
+                txn.stat(env.open_db(b"rows", create=False))
+                os.write(1, b"+")
+            except lmdb.ReadersFullError:
+                os.write(1, b"-")
             signal.pause()
 os.write(1, b"!")
 sys.stdin.read()
@@ -55,6 +60,11 @@ def running(tmp_path: Path) -> Iterator[FaultyDaemon]:
 
 def reader(home: Path, *words: str) -> subprocess.Popen[bytes]:
     """A process that holds read transactions of the index until it is killed or told to end."""
+    return reader_slots(home, *words)[0]
+
+
+def reader_slots(home: Path, *words: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The same, and how many of its children have a slot."""
     process = subprocess.Popen(
         [sys.executable, "-c", READER, str(home / "data" / "index"), *words],
         stdin=subprocess.PIPE,
@@ -63,11 +73,12 @@ def reader(home: Path, *words: str) -> subprocess.Popen[bytes]:
     )
     assert process.stdout is not None
     told = b""
-    while not told.endswith(b"!"):
-        byte = process.stdout.read(1)
-        assert byte, "the reader ended"
-        told += byte
-    return process
+    forked = int(words[1]) if words[0] == "fork" else 0
+    while b"!" not in told or len(told) <= forked:
+        bytes_ = process.stdout.read(1)
+        assert bytes_, "the reader ended"
+        told += bytes_
+    return process, told.count(b"+")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -142,13 +153,15 @@ def test_readers_killed_in_their_transactions(running: FaultyDaemon, client: Cli
         assert own.get(f"{REGISTER}:1").source == "mmap"
 
 
-def test_reader_slots_used_up(running: FaultyDaemon, client: Client) -> None:
+@pytest.mark.parametrize("holders", ["one process", "1,100 processes"])
+def test_reader_slots_used_up(running: FaultyDaemon, client: Client, holders: str) -> None:
     """The daemon has its slots from the start; other readers are answered by the socket."""
     assert client.ask("SET", f"{REGISTER}:1", "one") == b"OK"
+    assert not churn(client, seconds=1)
+    before = file_bytes(running.home)
     with ExitStack() as stack:
-        process = reader(running.home, "fork", "4")
-        stack.callback(kill, process)
-        held = hold_all(running.home)
+        stack.callback(kill, reader(running.home, "fork", "4"))
+        held = hold_all(running.home) if holders == "one process" else hold_each(running.home)
         stack.callback(kill, held)
         assert client.ask("SET", f"{REGISTER}:1", "two") == b"OK"
         assert client.ask("GET", f"{REGISTER}:1") == b"two"
@@ -156,8 +169,18 @@ def test_reader_slots_used_up(running: FaultyDaemon, client: Client) -> None:
         with roost.connect(f"unix://{running.home}/roost.sock") as own:
             shown = own.get(f"{REGISTER}:1")
             assert (shown.value, shown.source) == ("two", "node")
-        assert not churn(client, seconds=1)
         assert running.process.poll() is None
+    refused = churn(client, seconds=1)
+    assert not refused, refused
+    assert file_bytes(running.home) < before + (8 << 20), "dead readers hold pages"
+    assert client.ask("GET", f"{REGISTER}:1")
+
+
+def hold_each(home: Path) -> subprocess.Popen[bytes]:
+    """Take every slot that is left, by a process each."""
+    process, slots = reader_slots(home, "fork", "1100")
+    assert 1_000 <= slots < 1_024, f"{slots} readers have a slot"
+    return process
 
 
 HOLD = """
