@@ -345,15 +345,13 @@ class Stream:
         if self._shelf.expired(meta):
             self._shelf.forget(meta.sid)
             return
-        if not meta.held:
-            return
+        assert meta.held, "only what is held or was erased is stored"
         self._announce(meta, newcomers)
         if meta.unmerged:
             self._out.send_unmerged(meta.sid)
         elif meta.home == self._shelf.node:
             live = self._shelf.live(meta.sid)
-            if live is None:
-                return
+            assert live is not None, "a held session loads"
             unsure = meta.acked_n < meta.n or live.confirmed != self._shelf.generation
             # A standby whose link comes up may be back in time: what it acknowledged may be lost.
             if unsure or meta.standby in newcomers:
