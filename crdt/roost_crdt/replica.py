@@ -394,11 +394,12 @@ class Replica:
                 self.antientropy.rows(peer, frame, now_ms)
             case f.Session(payload):
                 self._near.effects.session.append((node, payload))
-            case f.Error(code, text):
-                if code == f.SHARED_ACTOR:
+            case _:
+                if frame.code == f.SHARED_ACTOR:
                     held = self.vv.get(self.actor, 0)
                     self._near.effects.rollbacks.append((node, self.actor, held))
-                self._near.effects.cuts.append((node, f"refused by the neighbour: {code}: {text}"))
+                why = f"refused by the neighbour: {frame.code}: {frame.text}"
+                self._near.effects.cuts.append((node, why))
 
     def _on_links(self, peer: Peer, links: f.Links) -> None:
         nodes = frozenset(links.nodes)
