@@ -120,7 +120,7 @@ def _check_dead(ranges: Sequence[Range], dead: Sequence[bytes]) -> None:
     """Nothing that a DEL or an expiry has ended comes back, nor another thing in its place."""
     if not dead:
         return
-    gone = document.written(dead)
+    gone = doc.written(dead, document)
     for client, start, end in ranges:
         if any(run.start < end and start < run.end for run in gone.get(client, ())):
             raise BadRequest(

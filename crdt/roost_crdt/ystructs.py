@@ -18,11 +18,15 @@ what only yrs knows (moves, weak links), integers that leave their range and nes
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+
+import msgspec
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.limits import DEFAULT_LIMITS
-from roost_crdt.yplaces import Runs
+from roost_crdt.yplaces import Runs, runs_by_client
 from roost_crdt.yupdate import CLIENT_MAX, CLOCK_MAX, Range
 
 _ORIGIN = 0x80
@@ -114,6 +118,15 @@ def check_depth(structs: Structs, depth_max: int = _NESTING_MAX) -> None:
             raise CorruptData(f"shared types are nested deeper than {depth_max}")
 
 
+def readable_runs(updates: Iterable[bytes]) -> Runs:
+    """The clocks of all updates that can be read."""
+    found: list[Range] = []
+    for update in updates:
+        with suppress(CorruptData):
+            found += read_structs(update).ranges
+    return runs_by_client(found)
+
+
 def delete_update(runs_of: Runs) -> bytes:
     """An update that deletes clocks and says nothing else."""
     parts = [b"\0", _encoded(len(runs_of))]
@@ -175,11 +188,14 @@ class _Reader:
     def text(self) -> str:
         return self.buffer().decode()
 
-    def json(self) -> None:
+    def json(self, *, parsed: bool = False) -> None:
+        """JSON text; `parsed`: yrs reads no update in which it is not valid."""
         text = self.buffer()
         text.decode()
         if _opens_deeper(text, _NESTING_MAX):
             raise CorruptData(f"JSON in a Yjs update is nested deeper than {_NESTING_MAX}")
+        if parsed:
+            _check_json(text)
 
     def any(self) -> None:
         """One value of lib0's own encoding, without recursion."""
@@ -254,10 +270,10 @@ def _content(reader: _Reader, content: int) -> int:
     if content == _BINARY:
         reader.buffer()
     elif content == _EMBED:
-        reader.json()
+        reader.json(parsed=True)
     elif content == _FORMAT:
         reader.text()
-        reader.json()
+        reader.json(parsed=True)
     elif content == _TYPE:
         kind = reader.varint()
         if kind >= _TYPES:
@@ -287,6 +303,13 @@ def _deletes(reader: _Reader, found: Structs) -> None:
                 raise _odd(reader.at)
             end = clock + length
             found.deletes.append(Range(client, clock, end))
+
+
+def _check_json(text: bytes) -> None:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CorruptData(f"JSON in a Yjs update does not parse: {error}") from None
 
 
 def _opens_deeper(text: bytes, levels: int) -> bool:

@@ -340,6 +340,19 @@ def test_rows_from_outside_have_a_depth_and_a_size() -> None:
         decoded(large, large)
 
 
+def test_a_document_that_yjs_cannot_read_can_be_deleted() -> None:
+    unreadable = b"\1\1\5\0\x05\1\1a\2[x\0"
+    rows: Rows = {doc_part(A, 2): doc.first_row(2, 2, bytes(8), [edit((6, 0)), unreadable])}
+    with pytest.raises(CorruptData):
+        values.doc_update(rows, 0)
+    rows |= doc.delete(rows, {A: 2}, (3, A), yjs=document)
+    assert rows[erasure_part(A, 3)] == (b"\0\1\6\1\0\1",)
+    assert values.doc_update(rows, 0) is None
+    again = edit((7, 0))
+    rows |= doc.put(rows, again, (4, A), 0, yjs=document, vv={A: 3})
+    assert values.doc_update(rows, 0) == again
+
+
 def test_erasures_add_up() -> None:
     one, two = b"\0\1\5\1\0\2", b"\0\2\5\1\1\3\6\1\0\1"
     assert doc.erased([one, two]) == b"\0\2\5\1\0\4\6\1\0\1"

@@ -50,7 +50,7 @@ from roost_crdt.rows.layout import (
 from roost_crdt.rows.set import cleared_of, expiring_head
 from roost_crdt.rows.wire import U64, decoder, larger
 from roost_crdt.yplaces import Runs, runs_by_client
-from roost_crdt.ystructs import check_depth, delete_update, read_structs
+from roost_crdt.ystructs import check_depth, delete_update, read_structs, readable_runs
 
 ROW_BYTES = 1024
 """A row with more bytes of updates takes no more of them."""
@@ -213,6 +213,15 @@ def updates_of(part: Part, row: Row) -> tuple[bytes, ...]:
     return found
 
 
+def written(found: Sequence[bytes], yjs: Yjs) -> Runs:
+    """The clocks written in any of these updates. What cannot be read writes nothing: a document
+    that nobody can show can still be deleted."""
+    try:
+        return yjs.written(found)
+    except CorruptData:
+        return readable_runs(found)
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -298,7 +307,7 @@ def _clear(
     found = updates(rows, 0)
     if found:
         # What waits for other updates too: it was not seen, but lies below what is cleared.
-        delta[erasure_part(actor, hlc)] = (delete_update(yjs.written(found)),)
+        delta[erasure_part(actor, hlc)] = (delete_update(written(found, yjs)),)
     return delta
 
 
