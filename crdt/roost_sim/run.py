@@ -19,6 +19,7 @@ from .hosting import Shell, Surroundings
 from .loop import START_MS, Loop, Lost
 from .network import Network
 from .node import Node
+from .quotas import Quotas
 from .rpc import Rpc
 from .sessionchecks import check_sessions, settled
 from .sessions import Sessions
@@ -28,6 +29,9 @@ from .trace import Trace
 
 REGIONS = ("eu", "us", "ap", "sa", "af")
 HEAL_MS = 60_000.0
+QUOTAS_EVERY = 8
+"""In one run of so many, nodes spend of a quota too."""
+SPENDERS = 3
 LIMITS = Limits(
     window_bytes=8 * KIB,
     frame_bytes=2 * KIB,
@@ -139,6 +143,7 @@ class Run:
         self.edges: list[tuple[str, str]] = []
         self.keys = Keys(self.history, self.random)
         self.talks = Talks()
+        self.quotas = Quotas(seed) if seed % QUOTAS_EVERY == QUOTAS_EVERY - 1 else None
         self.rpcs: dict[str, Rpc] = {}
         self._busy = True
 
@@ -250,6 +255,10 @@ class Run:
             sid = f"s{number // 2}"
             talker = Talker(self.talks, self.nodes, loop, self.random, sid)
             loop.spawn(talker.run(lambda: self._busy, plan.pause_ms), None)
+        if self.quotas is not None:
+            for _ in range(SPENDERS):
+                spends = self.quotas.client(self.nodes, lambda: self._busy, plan.pause_ms)
+                loop.spawn(spends, None)
         faults = Faults(self, self.random, plan.kinds)
         faults.run(plan.duration_ms, plan.fault_every_ms)
         loop.run_until(plan.duration_ms)
@@ -326,6 +335,8 @@ class Run:
                     )
             self._check_key(first, key)
         self.problems += check_sessions(self.nodes, self.talks)
+        if self.quotas is not None:
+            self.problems += self.quotas.problems
 
     def _shown(self, node: Node, key: bytes) -> object:
         held = node.store.key_rows(key)

@@ -86,6 +86,8 @@ class Talks:
         """Session -> (node, when) of an erasure that was answered, while that binds."""
         self.after: dict[str, str] = {}
         """Session that was erased -> the one that its clients opened instead."""
+        self.standbys: dict[tuple[str, Epoch], str | None] = {}
+        """The standby that each epoch was told to have."""
         self.sids: dict[str, None] = {}
         self.opened: dict[str, bytes] = {}
         """The first token of each session; who talks to it later was given it."""
@@ -121,6 +123,7 @@ class Talks:
     def told(self, answer: Answer, request: Request) -> None:
         """Note what any answer says; I10: who has erased a session serves it no more."""
         self.sids[answer.sid] = None
+        self._check_standby(answer)
         erased_ms = self.receipts.get((answer.sid, answer.node))
         if erased_ms is not None and answer.promised_ms > erased_ms:
             self.problems.append(
@@ -132,6 +135,16 @@ class Talks:
                 self.receipts[answer.sid, receipt.node] = receipt.at_ms
         if request.kind == "erase" and self.binds(answer.node, answer.promised_ms):
             self.erased[answer.sid] = (answer.node, answer.promised_ms)
+
+    def _check_standby(self, answer: Answer) -> None:
+        """I9: each change of home or standby is an epoch, so each epoch has one of either."""
+        claims = claims_from_json(answer.token)
+        named = self.standbys.setdefault((answer.sid, claims.epoch), claims.standby)
+        if named != claims.standby and not self.voided:
+            self.problems.append(
+                f"I9: epoch {claims.epoch} of {answer.sid} has {named} for its standby and "
+                f"{claims.standby}"
+            )
 
     def told_turn(self, turn: Turn, answer: Answer) -> None:
         # What was told before is told again: by whom it was committed does not matter.

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from sim import sessionmutants
+from sim import quotamutants, sessionmutants
 
 from roost_crdt import inflow, outflow, peer, replica, rows
 from roost_crdt.hlc import Hlc
@@ -108,6 +108,7 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     ),
     "a sync does not order anything": ((disk.Disk, "sync", _nothing),),
     **sessionmutants.MUTANTS,
+    **quotamutants.MUTANTS,
 }
 
 _RULES: dict[str, tuple[Patch, ...]] = {
@@ -129,6 +130,7 @@ SEEDS: dict[str, int] = {
     "nothing is announced": 18,
     "a sync does not order anything": 1,
     **sessionmutants.SEEDS,
+    **quotamutants.SEEDS,
 }
 
 

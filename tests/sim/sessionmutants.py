@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from roost_crdt import fold
-from roost_crdt.errors import CorruptData
+from roost_crdt import document, fold
 from roost_crdt.home import Merged, Verdict, judge_update
 from roost_crdt.sessions import copy, intake, outbox, shelf, stream
 from roost_sim import athome, sessions
@@ -51,13 +50,6 @@ async def _no_waiting(self: Any, sid: str) -> bool:
     if taken and self.silent_ms(meta.standby) < sessions.TAKEOVER_AFTER_MS:
         self.node.problems.append("I9: took over from a home that it heard")
     return taken
-
-
-def _former_standby_too(mine: Any, node: str, **evidence: Any) -> bool:
-    """Whoever holds a copy, not the standby that the highest known epoch names."""
-    silent = evidence["home_silent_ms"] >= evidence["takeover_after_ms"]
-    held = mine is not None and mine.held and not mine.erased_ms and mine.home != node
-    return held and silent and evidence["probe_failed"]
 
 
 def _forget_own_turns(self: Any, sid: str, epoch: Any, standby: Any) -> Any:
@@ -132,8 +124,13 @@ _at_home = athome.AtHome.at_home
 # --- what was answered once
 
 
-def _no_repeats(self: Any, turn_id: str) -> Any:
-    return None
+def _own_turns_only(self: Any, turn_id: str) -> Any:
+    """What an earlier home committed is not recognised."""
+    found = _find_turn_id(self, turn_id)
+    return found if found is not None and found.ref[:2] == self.turn[:2] else None
+
+
+_find_turn_id = fold.Fold.find_turn_id
 
 
 def _begun_is_begun(self: Any, call: str, epoch: Any) -> Any:
@@ -150,15 +147,11 @@ def _latest_step(steps: Any) -> Any:
 _call_state = fold._call_state
 
 
-def _last_write(self: Any, key: str, leaf: bytes) -> None:
-    self._raw_fields[key] = leaf
+def _no_rank(leaf: bytes) -> int:
+    return 0
 
 
 # --- losses
-
-
-def _not_taken_back(self: Any, now_ms: int) -> None:
-    raise CorruptData("the tail stays lost")
 
 
 def _merged_at_once(self: Any, peer: str, live: Any, chain: bytes) -> None:
@@ -208,7 +201,6 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
         (stream, "may_take_over", _any_takeover),
         (sessions.Sessions, "_try_take_over", _no_waiting),
     ),
-    "a former standby takes over too": ((stream, "may_take_over", _former_standby_too),),
     "a deposed home forgets its own turns": ((shelf.Shelf, "learn", _forget_own_turns),),
     "epochs are compared by number alone": ((shelf.Shelf, "learn", _numbers_only),),
     "a home that is shown a higher epoch stays home": ((shelf.Shelf, "learn", _home_stays),),
@@ -224,11 +216,13 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "a reply does not wait for the disk": ((athome.AtHome, "at_home", _reply_at_once),),
     "a new actor goes on in the old epoch": ((shelf.Shelf, "_enter_own_epoch", _nothing),),
     "a new actor takes the next epoch": ((copy, "ACTOR_LEAP", 1),),
-    "a turn id is not looked up": ((fold.Fold, "find_turn_id", _no_repeats),),
+    "a turn id of an earlier home is not looked up": (
+        (fold.Fold, "find_turn_id", _own_turns_only),
+    ),
     "a call begun under an earlier epoch is no doubt": ((fold.Fold, "status", _begun_is_begun),),
     "the newest step of a call stands": ((fold, "_call_state", _latest_step),),
-    "the last write of a field that arrives stands": ((fold.Fold, "add_field", _last_write),),
-    "a lost tail is not left": ((copy.SessionCopy, "leave_lost_tail", _not_taken_back),),
+    "fields of two homes with one number are left to Yjs": ((document, "field_rank", _no_rank),),
+    "a lost tail is not left": ((copy.SessionCopy, "leave_lost_tail", _nothing),),
     "merged turns are given up before the standby has them": (
         (outbox.Outbox, "owe", _merged_at_once),
     ),
