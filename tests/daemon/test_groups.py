@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from roostd.node.groups import GROUP_S, Groups
+from roostd.node.groups import GROUP_MAX_S, GROUP_S, Groups
 from roostd.store import StoreFailed
 
 
@@ -19,6 +19,7 @@ class Disk:
         self.durable: list[str] = []
         self.flushes = 0
         self.fails = False
+        self.flush_s = 0.0
 
     @property
     def dirty(self) -> bool:
@@ -34,6 +35,7 @@ class Disk:
         if self.fails:
             raise StoreFailed("the disk failed")
         self.flushes += 1
+        time.sleep(self.flush_s)
         self.durable += self.written
         self.written.clear()
 
@@ -77,6 +79,19 @@ async def test_a_group_that_lasts_is_ended_before_its_turn_is() -> None:
     await asyncio.sleep(0)
     assert disk.durable == seen == ["a", "b", "c"]
     assert disk.flushes == 3
+
+
+async def test_a_slow_disk_has_longer_groups() -> None:
+    disk = Disk()
+    groups = groups_of(disk)
+    disk.flush_s = 0.004
+    disk.write("a")
+    groups.flush()
+    disk.write("b")
+    groups.end_due(time.monotonic() + 3 * GROUP_S)
+    assert disk.durable == ["a"]
+    groups.end_due(time.monotonic() + GROUP_MAX_S)
+    assert disk.durable == ["a", "b"]
 
 
 async def test_nothing_leaves_after_a_failure() -> None:

@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 GROUP_S = 0.001
-"""A group that is older is not left open for the rest of the turn."""
+"""A group that is older is not left open for the rest of the turn,"""
+FLUSHES = 4
+"""unless that many flushes take longer: a slow disk would hold up more than it releases."""
+GROUP_MAX_S = 0.02
 
 
 class Groups:
@@ -34,6 +37,8 @@ class Groups:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._due_s = 0.0
+        self._flush_s = 0.0
+        """How long a flush took of late."""
         store.schedule = self._schedule
 
     @property
@@ -75,6 +80,7 @@ class Groups:
         """Make the open group durable and release what waits for it."""
         if not self._store.dirty:
             return
+        began_s = time.monotonic()
         try:
             self._store.flush()
         except StoreFailed as error:
@@ -84,6 +90,7 @@ class Groups:
                 self._future = None
             self._on_failed(error)
             return
+        self._flush_s = (self._flush_s + time.monotonic() - began_s) / 2
         waiting, self._waiting = self._waiting, []
         future, self._future = self._future, None
         for callback in waiting:
@@ -94,7 +101,8 @@ class Groups:
             callback()
 
     def _schedule(self) -> None:
-        self._due_s = time.monotonic() + GROUP_S
+        lasts_s = min(max(GROUP_S, FLUSHES * self._flush_s), GROUP_MAX_S)
+        self._due_s = time.monotonic() + lasts_s
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._end_turn)
