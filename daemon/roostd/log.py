@@ -16,7 +16,7 @@ from typing import NoReturn
 from roost_crdt import logformat
 from roost_crdt.errors import Busy, CorruptData, Full, TooLarge
 from roost_crdt.limits import DEFAULT_LIMITS
-from roost_crdt.logformat import Entry, OpenGroup, OriginIndex, Secret, SegmentHeader
+from roost_crdt.logformat import Entry, Group, OpenGroup, OriginIndex, Secret, SegmentHeader
 from roostd import segments
 from roostd.housekeeping import Housekeeper
 from roostd.logrecovery import Applied, Position, Recovered, recover
@@ -364,16 +364,20 @@ class Log:
         return found
 
     def chain_at(self, actor: int, hlc: int) -> bytes | None:
-        """The chain of the own `actor` once it had written `hlc`, if a group ended there."""
+        """The chain of the own `actor` once it had written `hlc`, if a group ended there; empty
+        if one record follows another over that hlc, which this log's writer never had as its
+        head. None: the log does not tell."""
         if self.head[:2] == (actor, hlc):
             return self.head[2]
         for segment in self._segments:
             offset = self._index(segment).seek(actor, hlc - 1)
             if offset is None:
                 continue
-            for _, group, _ in segments.groups(segment, offset, segment.end, self._secret):
+            for data, group, _ in segments.groups(segment, offset, segment.end, self._secret):
                 if group.actor == actor and group.hlc >= hlc:
-                    return group.chain if group.hlc == hlc else None
+                    if group.hlc == hlc:
+                        return group.chain
+                    return b"" if _passes_over(data, group, actor, hlc) else None
         return None
 
     def _index(self, segment: Segment, wait: bool = True) -> OriginIndex:
@@ -391,3 +395,13 @@ class Log:
                 segment.origins, segment.earlier = segment.earlier, None
                 segment.indexed_from = logformat.SEGMENT_HEADER_BYTES
         return segment.origins
+
+
+def _passes_over(data: bytes, group: Group, actor: int, hlc: int) -> bool:
+    """Whether a record of `actor` in the group follows one below `hlc` and is itself above."""
+    for entry in logformat.entries(data, group):
+        if entry.kind == logformat.KIND_RECORD:
+            origin, entry_hlc, prev_hlc = logformat.record_span(entry.raw)
+            if origin == actor and entry_hlc >= hlc:
+                return prev_hlc < hlc < entry_hlc
+    return False

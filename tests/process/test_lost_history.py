@@ -13,7 +13,7 @@ from roost_crdt import logformat
 from roostd.index import Index
 from roostd.store.identity import surroundings
 
-from .crowd import burst
+from .crowd import Ledger, burst
 from .faulty_daemon import Client
 from .node_kit import Node, alike, linked, neighbours, until
 
@@ -78,6 +78,37 @@ def test_a_disk_that_lied(pair: tuple[Node, Node], tmp_path: Path, crashed: bool
     for node in (liar, keeper):
         with closing(Client(node.home)) as client:
             liar.ledger.check(client)
+
+
+def test_a_rollback_is_found_however_much_was_written_since(
+    pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """Nobody tells the node at its start that it lost its newest writes, so it goes on under the
+    same actor, further than its neighbour knows: the chain that it shows then is another one."""
+    node, keeper = pair
+    node.running()
+    keeper.running()
+    burst(node.home, node.ledger, rounds=5)
+    until(lambda: alike(node, keeper), "alike")
+    node.stop()
+    shutil.copytree(node.home / "data", tmp_path / "prefix")
+    node.running()
+    burst(node.home, node.ledger, rounds=5)
+    until(lambda: linked(node) and alike(node, keeper), "alike")
+    node.stop()
+    keeper.stop()
+    put_back(tmp_path / "prefix", node.home / "data")
+
+    again = Node(node.home, node.environ)
+    assert again.launch().ready()
+    burst(again.home, Ledger(), rounds=5, pad=10)
+    assert again.status()["actor"] in node.actors
+    keeper.running()
+    until(lambda: linked(again) and alike(again, keeper), "alike")
+    assert again.daemon is not None
+    assert "rolled back or cloned" in again.daemon.text()
+    assert again.status()["actor"] not in node.actors
+    again.stop()
 
 
 @pytest.fixture

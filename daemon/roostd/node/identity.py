@@ -66,23 +66,25 @@ class Identity:
     def rollback(self, peer: str, actor: int, hlc: int) -> None:
         found = f"knows actor {actor:016x} up to {hlc}, further than this store"
         if hlc <= self._store.vv.get(actor, 0):
-            found = f"has a link to another store that writes as actor {actor:016x}"
+            found = f"knows another writer of actor {actor:016x}, a store other than this"
         log.error("%s %s: it was rolled back or cloned; a new actor is taken", peer, found)
         self._store.renew_actor(os.urandom)
         self._on_new_actor(self._store.actor)
 
     def check_greeting(self, greeting: Greeting) -> None:
         """A neighbour that holds another history of this actor: this store is not that writer."""
-        if greeting.head is None:
-            return
-        actor, hlc, chain = greeting.head
-        if actor != self._store.actor:
-            return
-        held = self._store.chain_at(hlc)
-        if held is not None and held != chain:
+        actor = self._store.actor
+        # A vector names records' own hlcs: one that the log passes over was never written here.
+        hlc = greeting.vv.get(actor, 0)
+        other = hlc > 0 and self._store.chain_at(hlc) == b""
+        if not other and greeting.head is not None and greeting.head[0] == actor:
+            _, hlc, chain = greeting.head
+            held = self._store.chain_at(hlc)
+            other = held is not None and held != chain
+        if other:
             self.rollback(greeting.node, actor, hlc)
             raise PeerError(
-                f"{greeting.node} was told another history of actor {actor:016x} at {hlc}: this "
+                f"{greeting.node} knows another history of actor {actor:016x} at {hlc}: this "
                 "store is a clone or was rolled back; it has taken a new actor"
             )
 

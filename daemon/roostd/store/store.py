@@ -240,7 +240,8 @@ class Store:
         return self._head
 
     def chain_at(self, hlc: int) -> bytes | None:
-        """The own actor's chain at an earlier head; None if the log does not know that hlc."""
+        """The own actor's chain at an earlier head, empty if it had none at that hlc; None if
+        the log does not know."""
         return self._log.chain_at(self.actor, hlc)
 
     def full(self) -> str:
