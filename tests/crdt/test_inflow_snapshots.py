@@ -308,3 +308,14 @@ def test_a_newcomer_whose_links_are_gone_begins_with_whoever_comes_next() -> Non
     assert receiver.near.joins == {}
     receiver.link("b", vv={FAR: 7})
     assert ("b", f.Want(FAR, 0)) in receiver.sent()
+
+
+def test_while_a_snapshot_is_taken_nothing_else_is_asked_for() -> None:
+    """It may bring what lacks; what it does not bring is asked for when it has ended."""
+    receiver = Receiver("ab", vv={OWN: 7})
+    taken = receiver.snapshot_from("a")
+    receiver.shown("b", FARTHER, 9)
+    for _ in range(4):
+        assert receiver.wait(WANT_MS) == []
+    receiver.rows_end("a", taken, {FAR: 9})
+    assert ("b", f.Want(FARTHER, 0)) in receiver.wait(WANT_MS)

@@ -11,9 +11,11 @@ from roost_crdt.members import (
     Member,
     Roster,
     covers,
+    is_behind,
     join,
     member_delta,
     member_key,
+    outdated,
     removal_delta,
     removal_key,
 )
@@ -90,3 +92,19 @@ def test_the_join_is_the_least_vector_that_covers_both(
     assert covers(joined, b)
     assert all(a.get(actor) == hlc or b.get(actor) == hlc for actor, hlc in joined.items())
     assert covers(a, b) == (join((a, b)) == a)
+
+
+def test_who_holds_nothing_is_behind_nothing() -> None:
+    """It can bring nothing back; who holds some and not all that was collected can."""
+    assert not is_behind({}, {1: 5})
+    assert not is_behind({1: 0}, {1: 5})
+    assert not is_behind({1: 5, 2: 1}, {1: 5})
+    assert is_behind({1: 4}, {1: 5})
+    assert is_behind({2: 9}, {1: 5})
+    assert not is_behind({2: 9}, {})
+
+
+def test_a_removal_outdates_more_than_a_floor_does() -> None:
+    assert outdated(7, frozenset({7}), {}, {}) == "was removed from the members that {} knows"
+    assert outdated(7, frozenset({8}), {7: 4}, {7: 5}) == "is behind what {} has collected"
+    assert outdated(7, frozenset({8}), {7: 5}, {7: 5}) == ""

@@ -6,7 +6,15 @@ import pytest
 
 from roost_crdt.frames import Greeting
 from roost_crdt.limits import Limits
-from roost_crdt.peer import HEARTBEATS_KEPT, RTT_GUESS_MS, LinkState, Mode, Peer, SnapshotIn
+from roost_crdt.peer import (
+    CLOCKS_KEPT,
+    HEARTBEATS_KEPT,
+    RTT_GUESS_MS,
+    LinkState,
+    Mode,
+    Peer,
+    SnapshotIn,
+)
 
 LIMITS = Limits(heartbeat_ms=250, window_bytes=1_000)
 
@@ -93,3 +101,14 @@ def test_an_answer_to_no_heartbeat_changes_nothing() -> None:
     one.heartbeat_answered(one.heartbeat_id, -500, 10_010)
     assert one.rtt_ms == 10
     assert not one.heartbeats
+
+
+def test_of_the_last_clocks_the_one_that_was_least_under_way_counts() -> None:
+    one = peer()
+    assert one.clock_ahead_ms is None
+    for ahead_ms in (-40, 7, -90):
+        one.clocks.append(ahead_ms)
+    assert one.clock_ahead_ms == 7
+    for _ in range(CLOCKS_KEPT):
+        one.clocks.append(-30)
+    assert one.clock_ahead_ms == -30, "its clock was set back: the old ones are forgotten"
