@@ -31,8 +31,7 @@ PAGE_BYTES = 4096
 PROBLEMS_MAX = 20
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
-_BRANCH, _LEAF, _OVERFLOW, _META_PAGE = 1, 2, 4, 8
-_BIG, _SUB = 1, 2
+_BRANCH, _LEAF, _OVERFLOW, _META_PAGE, _BIG, _SUB = 1, 2, 4, 8, 1, 2
 _NONE = (1 << 64) - 1
 _DEPTH_MAX = 32
 _HEADER = Struct("<QHHHH")
@@ -48,7 +47,7 @@ _HEADER_BYTES = _HEADER.size
 
 
 class Damaged(CorruptData):
-    """A page that is not what it has to be."""
+    """A page is not what it has to be."""
 
 
 class Tree(NamedTuple):
@@ -90,7 +89,6 @@ def _tree(raw: bytes, at: int) -> Tree:
 
 
 def _pages_of(size: int) -> int:
-    """Overflow pages that data of `size` bytes needs."""
     return (_HEADER_BYTES + size + PAGE_BYTES - 1) // PAGE_BYTES
 
 
@@ -185,6 +183,15 @@ class PageFile:
         found = unpack_from(f"<{(lower - _HEADER_BYTES) // 2}H", raw, _HEADER_BYTES)
         if found and (min(found) < upper or max(found) > PAGE_BYTES - _NODE.size):
             raise self.damaged(page, "a node lies outside of it")
+        end = upper
+        for place in sorted(found):
+            lo, hi, flags, length = _NODE.unpack_from(raw, place)
+            size = 0 if kind == _BRANCH else 8 if flags & _BIG else lo | hi << 16
+            if place != end:
+                break
+            end += _NODE.size + length + size + 1 & ~1
+        if end != PAGE_BYTES:
+            raise self.damaged(page, "its nodes do not lie side by side")
         return found
 
     def below(self, page: int, raw: bytes) -> list[tuple[bytes, int]]:
@@ -267,7 +274,7 @@ def entry_counts(path: Path) -> dict[bytes, int]:
 
 
 def free_pages(path: Path) -> list[int]:
-    """The pages that hold nothing any more, as of the newest commit. Damaged."""
+    """The pages that hold nothing as of the newest commit. Damaged."""
     with PageFile(path) as file:
         walk = _Walk(file, file.newest(), lambda done, total: None)
         found = walk.free_pages()
@@ -276,15 +283,16 @@ def free_pages(path: Path) -> list[int]:
         return found
 
 
-def inspect(path: Path, progress: Progress = lambda done, total: None) -> list[str]:
-    """Walk all trees of a file that nobody writes; what is wrong, with the place."""
+def inspect(path: Path, progress: Progress | None = None, *, ordered: bool = True) -> list[str]:
+    """Walk all trees of a file that nobody writes; what is wrong, with the place. Not `ordered`:
+    names of entries may be damaged."""
     try:
         check_head(path)
     except (CorruptData, OSError) as exc:
         return [str(exc)]
     with PageFile(path) as file:
         meta = file.newest()
-        walk = _Walk(file, meta, progress)
+        walk = _Walk(file, meta, progress or (lambda done, total: None), ordered)
         free = walk.free_pages()
         for name, tree in sorted(_named(file, meta).items()):
             for _ in walk.entries(tree, name):
@@ -328,13 +336,13 @@ def salvage(path: Path) -> Iterator[tuple[bytes, bytes]]:
 class _Walk:
     """Goes through trees from their roots, each page once."""
 
-    def __init__(self, file: PageFile, meta: Meta, progress: Progress) -> None:
+    def __init__(self, file: PageFile, meta: Meta, say: Progress, ordered: bool = True) -> None:
         self.file = file
         self.meta = meta
         self.problems: list[str] = []
-        self.free_damaged = False
+        self.ordered, self.free_damaged = ordered, False
         self.seen = bytearray(min(meta.last_page + 1, file.page_count))
-        self._progress = progress
+        self._progress = say
         self._done = 0
 
     def problem(self, error: Damaged) -> None:
@@ -443,7 +451,8 @@ class _Walk:
                 self.problem(exc)
                 continue
             key = _order(entry.key, numbers)
-            if key <= last or key < least or (most is not None and key >= most):
+            fits = last < key >= least and (most is None or key < most)
+            if self.ordered and not fits:
                 self.problem(self.file.damaged(page, f"key {entry.key!r} is out of order"))
                 if strict:
                     continue
@@ -488,5 +497,4 @@ class _Walk:
 
 
 def _order(key: bytes, numbers: bool) -> bytes:
-    """What keys compare by."""
     return key[::-1].rjust(8, b"\0") if numbers else key

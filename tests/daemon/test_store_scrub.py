@@ -19,7 +19,7 @@ from roost_crdt.rows import map as maps
 from roost_crdt.rows import set as sets
 from roost_crdt.rows.layout import TYPE_MAP, TYPE_SET, VALUE, is_sealed, row_key
 from roostd.index import Index
-from roostd.store import Store, applier, check, scrub, suspects
+from roostd.store import Store, StoreFailed, applier, check, scrub, suspects
 from roostd.store.suspects import ALL, NAME
 
 QUICK = replace(LIMITS, start_check_bytes=0)
@@ -101,6 +101,7 @@ def test_a_damaged_value_is_taken_out_and_its_bucket_refused(stores: Stores) -> 
         assert store._index.get_rows([row_key(b"k:0123", VALUE)]) == {}
         if not again:
             assert store.corrupt_rows > 0
+            until(lambda store=store: store.mender.scrubbed, store)
             assert [len(one.damaged) for one in store.mender.scrubbed] == [1]
             assert store.digest(NOW)[1] != "", "the sums are those of what is left"
             store = stores.reopen(store, limits=QUICK)
@@ -197,6 +198,30 @@ def test_a_read_that_meets_damage_has_it_looked_for(stores: Stores) -> None:
         store.key_rows(b"k:0050")
     until(lambda: store.suspects.buckets, store)
     assert store.suspects.buckets == {digest.bucket_of(b"k:0050")}
+
+
+def test_a_page_that_is_wrong_ends_writing_and_the_next_start_mends_it(stores: Stores) -> None:
+    filled(stores)
+    path = stores.base / "a" / "index" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"k:0123\0")
+    data[at - 8] ^= 4  # the size of its value, so that the next entry lies elsewhere
+    data[at + 12] ^= 1
+    path.write_bytes(data)
+    store = stores.open(limits=QUICK)
+    until(lambda: store._applier.failed, store)
+    assert store.suspects.buckets == ALL
+    with pytest.raises(CorruptData):
+        store.key_rows(b"nothing here")
+    put(store, b"k:0001", b"newer")
+    with pytest.raises(StoreFailed, match="pages of the index are damaged"):
+        store.flush()
+    assert (stores.base / "a" / "remake").exists()
+    store = stores.reopen(store, limits=QUICK)
+    assert "the index was put together anew" in store.recovery.remade
+    assert not (stores.base / "a" / "remake").exists()
+    assert value(store, b"k:0122") == b"v122"
+    assert store.suspects.buckets >= {digest.bucket_of(b"k:0123")}
 
 
 def test_damaged_pairs_are_named(stores: Stores) -> None:

@@ -160,11 +160,10 @@ class Mending:
         for one in found:
             if one.structure:
                 log.critical(
-                    "pages of the index are damaged: %s; restart this node: the next start puts "
-                    "its index together anew",
+                    "pages of the index are damaged: %s; nothing is written any more, and the "
+                    "next start puts the index together anew",
                     one.structure,
                 )
-                self._store.mender.want_remake()
             log.error(
                 "a scrub of the index found %d damaged rows, %d buckets with other sums than their "
                 "rows have, %d damaged entries besides%s; what rows lack is fetched from "

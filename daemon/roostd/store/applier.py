@@ -32,12 +32,13 @@ from roost_crdt.rows.layout import (
     seal,
     unseal,
 )
+from roostd import pages
 from roostd.index import Index, is_disk_error, u64
 from roostd.logrecovery import Position
 from roostd.store import suspects
 from roostd.store.scrub import Scrub, Scrubbed, judge
 from roostd.store.sums import DigestChange, digest_pairs, group_name, hour_pairs, packed, repacked
-from roostd.store.suspects import Suspects, encode
+from roostd.store.suspects import ALL, Suspects, encode
 
 START = Position(0, 0)
 _RETRY_S = 0.25
@@ -247,7 +248,7 @@ class Applier:
                 if found is not None:
                     self._end_pass(judge(found, self._buckets, self._hours))
                     self.scrub_passes += 1
-        except lmdb.Error as exc:
+        except lmdb.Error as exc:  # CorruptData ends this thread: writes would do more damage
             self.scrub_problem = f"damage in the index was found and could not be mended: {exc}"
 
     def _end_pass(self, found: Scrubbed) -> None:
@@ -255,17 +256,29 @@ class Applier:
         self.scrub_problem = found.problem
         if not found.wrong:
             return
+        bad: list[str] = []
+        if found.damaged or found.structure:
+            # LMDB would spoil a page whose sizes are wrong by removing an entry of it.
+            bad = pages.inspect(
+                self._index.data_file, lambda done, total: time.sleep(0), ordered=False
+            )
+        if bad:
+            found.structure = self.scrub_problem = bad[0]
+            found.damaged, found.lacking = [], ALL
         # Before the rows go: nobody may take them for absent.
         self.suspects.buckets |= found.lacking
         self.suspects.lost_rows += len(found.damaged)
-        pairs = digest_pairs(found.buckets, found.hours)
-        pairs.append((suspects.NAME, encode(self.suspects.buckets)))
-        missed = self._index.mend(found.damaged, {logformat.KIND_META: sorted(pairs)})
+        stored = digest_pairs(found.buckets, found.hours)
+        stored.append((suspects.NAME, encode(self.suspects.buckets)))
+        missed = self._index.mend(found.damaged, {logformat.KIND_META: sorted(stored)})
         if missed and not found.structure:
             found.structure = f"{self._index.path}: {missed[0]!r} is not found again"
         self._buckets, self._hours = list(found.buckets), dict(found.hours)
         self._groups = packed(found.buckets)
         self.done.append(found)
+        if bad:
+            suspects.want_remake(self._index.path.parent)
+            raise CorruptData(f"pages of the index are damaged: {bad[0]}")
 
     def _tight(self) -> bool:
         """Whether room has to be looked at again without being asked."""

@@ -21,7 +21,6 @@ from roost_crdt.rows import StampReused, encode_row, join_row
 from roost_crdt.rows.layout import Part, Row
 from roostd.log import Log
 from roostd.logrecovery import Position
-from roostd.store import suspects
 from roostd.store.applier import Applier
 from roostd.store.replay import decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
@@ -63,10 +62,6 @@ class Mender:
         """What the log holds of the suspect buckets, to be put in again in steps."""
         buckets = self._applier.suspects.buckets
         return LogRows(self._log, buckets, self._accept, self._limits.mend_bytes)
-
-    def want_remake(self) -> None:
-        """Have the next start put the index together anew (roostd.store.remaking)."""
-        suspects.want_remake(self._log.directory.parent)
 
     def mended(self, buckets: frozenset[int]) -> None:
         """What these buckets lacked was taken in again and is applied."""

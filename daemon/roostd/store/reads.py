@@ -8,11 +8,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
+import lmdb
+
 from roost_crdt.errors import CorruptData
 from roost_crdt.record import RowOp
 from roost_crdt.rows import encode_row
 from roost_crdt.rows.layout import RESERVED, row_key, unseal
 from roost_crdt.values import exists
+from roostd.logrecovery import REPAIR
 from roostd.store.state import State
 
 _SCAN_ROWS_MAX = 4_096
@@ -48,7 +51,7 @@ def pairs(
 def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
     """Up to `limit` keys in order that have a value at `now_ms`, with `prefix`, above `after`."""
     found: list[bytes] = []
-    for key in _all_keys(state, prefix, after):
+    for key in _readable(state, _all_keys(state, prefix, after)):
         # Not cached: a listing must not push out what is in use.
         held = state.memory.get(key) or state.load(key)
         if held.damaged:
@@ -58,6 +61,14 @@ def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int
             if len(found) == limit:
                 break
     return found
+
+
+def _readable(state: State, keys: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from keys
+    except (CorruptData, lmdb.Error) as exc:
+        state.damage_seen += 1
+        raise CorruptData(f"a listing came upon damage: {exc}; {REPAIR}") from exc
 
 
 def _all_keys(state: State, prefix: bytes, after: bytes) -> Iterator[bytes]:
@@ -77,7 +88,11 @@ def rows_after(state: State, after: bytes, bytes_max: int) -> list[RowOp]:
     Damaged rows are left out (counted); they are a neighbour's to repair.
     """
     start = after + b"\0" if after else b""
-    stored, complete = state.index.rows_after(start, _SCAN_ROWS_MAX, bytes_max)
+    try:
+        stored, complete = state.index.rows_after(start, _SCAN_ROWS_MAX, bytes_max)
+    except (CorruptData, lmdb.Error) as exc:
+        state.damage_seen += 1
+        raise CorruptData(f"a listing came upon damage: {exc}; {REPAIR}") from exc
     merged: dict[bytes, RowOp] = {}
     pinned = state.memory.pinned
     for name, sealed in stored:

@@ -136,8 +136,12 @@ class Scrub:
         found = self._pass
         try:
             size = next(self._steps, None)
-        except (CorruptData, lmdb.Error) as exc:
+        except (CorruptData, lmdb.CorruptedError, lmdb.PageNotFoundError) as exc:
             found.structure, size = str(exc), None
+        except lmdb.Error:
+            self._pass = self._steps = None
+            self._due = self._now() + _HURRY_PAUSE_S
+            raise
         if size is not None:
             quick = self._hurry or found.damaged or found.structure
             self._due = self._now() + (0 if quick else size / self._bytes_per_s)
