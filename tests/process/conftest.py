@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from roostd.demo.regions import Regions
 
-from .faulty_daemon import why_no_faults
+from .faulty_daemon import why_not_struck
 from .node_kit import Node, neighbours
 
 Start = Callable[..., Awaitable[Regions]]
@@ -38,7 +38,7 @@ async def start() -> AsyncIterator[Start]:
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
     """Two nodes that are neighbours, configured."""
-    if reason := why_no_faults():
+    if reason := why_not_struck():
         pytest.skip(reason)
     eu, us = neighbours(tmp_path, ("eu", "us"))
     with ExitStack() as stack:

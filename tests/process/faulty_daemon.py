@@ -323,3 +323,20 @@ def why_no_faults() -> str:
         return "strace is not on this machine"
     probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False)
     return "strace may not trace here" if probe.returncode else ""
+
+
+def why_not_struck() -> str:
+    """Why a running daemon cannot be struck here (ptrace may be kept to descendants); "" if it
+    can."""
+    if reason := why_no_faults():
+        return reason
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        tracer = subprocess.Popen(
+            ["strace", "-o", "/dev/null", "-p", str(sleeper.pid)], stderr=subprocess.PIPE, text=True
+        )
+        assert tracer.stderr is not None
+        told = tracer.stderr.readline()
+        sleeper.kill()
+        tracer.stderr.close()
+        tracer.wait()
+    return "" if "attached" in told else f"strace may not attach to a process: {told.strip()}"

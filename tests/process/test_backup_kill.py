@@ -21,6 +21,7 @@ from roost_crdt.logformat import KIND_SESSION
 from roostd.store import Store, check, verify_backup
 
 from .conftest import Start
+from .faulty_daemon import SOAK
 
 STRACE = shutil.which("strace")
 ROOST = (sys.executable, "-m", "roostd.cli.main")
@@ -175,7 +176,7 @@ def test_a_restore_killed_at_a_boundary(tmp_path: Path, file: Path, call: str) -
         killed += 1
         if usable(directory):
             shutil.rmtree(directory)  # all but the last sync of the directory had happened
-        moment += 1 + moment // 3
+        moment += 1 if SOAK else 1 + moment // 3
     assert killed, "the fault did not bite"
     assert usable(directory)
 

@@ -23,7 +23,7 @@ import roost
 from roostd.store import verify_backup
 
 from .crowd import burst
-from .faulty_daemon import SOAK, Client, configure, why_no_faults
+from .faulty_daemon import SOAK, Client, configure, why_not_struck
 from .node_kit import WAIT_S, Node, alike, linked, until
 
 KILLS = 10_000 if SOAK else 2
@@ -36,7 +36,7 @@ def next_moment(moment: int) -> int:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    if reason := why_no_faults():
+    if reason := why_not_struck():
         pytest.skip(reason)
     made = Node(configure(tmp_path / "eu"))
     yield made
