@@ -50,6 +50,7 @@ _DISK_LOW_BYTES = 16 << 20
 _CHUNK_ROWS = 32
 """Rows after which the thread lets the node's thread have the interpreter."""
 _PAUSE_S = 0.0005
+_BEHIND_ROWS = 1_000
 
 
 RowWrites = dict[bytes, tuple[int, bytes, Row] | None]
@@ -230,10 +231,14 @@ class Applier:
     def _give_way(self) -> None:
         """Let the node's thread have the interpreter; one that only yields gets it right back.
 
-        Far behind, or asked to hurry, applying is what everybody waits for.
+        The more rows wait, the less of it: readers of the index wait for them, and writes in
+        the end.
         """
-        hurried = self._stopping or self._hurry.is_set() or len(self._queue) > 1
-        time.sleep(0 if hurried else _PAUSE_S)
+        queue = self._queue
+        if self._stopping or self._hurry.is_set() or len(queue) > 1:
+            time.sleep(0)
+        else:
+            time.sleep(_PAUSE_S / (1 + len(queue[0].rows) // _BEHIND_ROWS if queue else 1))
 
     def _look_after(self) -> None:
         """What is done while nothing waits to be applied."""
