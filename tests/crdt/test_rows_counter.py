@@ -184,3 +184,15 @@ def test_impossible_rows_are_refused(row: tuple[object, ...]) -> None:
 )
 def test_rows_come_back_as_they_were(part: bytes, row: tuple[int, ...]) -> None:
     assert decode_row(TYPE_COUNTER, part, encode_row(TYPE_COUNTER, part, row)) == row
+
+
+@pytest.mark.parametrize("by", [INT64_MAX, INT64_MIN])
+def test_the_first_increment_may_be_as_large_as_any(by: int) -> None:
+    assert counter.value(_add({}, by, 1), 0) == by
+
+
+def test_deleting_what_has_expired_writes_nothing() -> None:
+    rows = _add({}, 5, 1)
+    rows |= counter.expire(rows, (2, A), 50)
+    assert counter.delete(rows, (3, A), 50) == {}
+    assert counter.value({**rows, **counter.delete(rows, (3, A), 49)}, 0) is None

@@ -173,3 +173,17 @@ def test_the_clusters_own_keys_are_not_a_clients() -> None:
     with pytest.raises(BadRequest, match="the cluster's own"):
         layout.check_key(b"\x01members")
     layout.split_row_key(layout.row_key(b"\x01members", layout.VALUE))
+
+
+def test_a_row_of_the_longest_key_comes_apart() -> None:
+    longest = b"k" * layout.KEY_BYTES_MAX
+    assert split_row_key(row_key(longest, VALUE)) == (longest, VALUE)
+    with pytest.raises(CorruptData, match="does not hold a key"):
+        split_row_key(longest + b"k\0" + VALUE)
+
+
+def test_an_unknown_tag_is_refused_be_its_shape_that_of_another() -> None:
+    shape = field_counter_part(b"f", 1, 2)[1:]
+    assert split_row_key(b"k\0" + bytes([layout.TAG_FIELD_COUNTER]) + shape)
+    with pytest.raises(CorruptData, match="tag 99"):
+        split_row_key(b"k\0\x63" + shape)

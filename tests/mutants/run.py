@@ -1,6 +1,6 @@
 """Mutants of the merge code: change one thing in rows/*.py and see whether a test notices.
 
-    python tests/mutants/run.py [--every N] [--workers N] [FILE...]
+    python tests/mutants/run.py [--every N] [--lines N,N...] [--workers N] [FILE...]
 
 `make mutants` runs all of them. Deterministic: the same sources give the same mutants in the same
 order, and hypothesis draws from seed 0. A mutant is one changed comparison, boolean, arithmetic
@@ -91,6 +91,26 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "4 -> 5",
     ): "the values differ, what follows is not read",
     ("last = -1", "1 -> 2"): "actors are not negative",
+    (
+        "low, high = (a, b) if a < b else (b, a)",
+        "a < b -> a <= b",
+    ): "equal rows have been returned before",
+    (
+        "if part.startswith(prefix) and (found is None or part > found):",
+        "part > found -> part >= found",
+    ): "no two parts are equal",
+    (
+        "tag = part[0] if part else 0",
+        "0 -> 1",
+    ): "a head of no bytes is refused like an unknown tag",
+    (
+        "compact: bytes = msgspec.json.format(text, indent=-1)",
+        "1 -> 2",
+    ): "any negative number means compact",
+    (
+        'if b"{" in compact:',
+        "if b'{' in compact -> if True",
+    ): "a short cut: without an object nothing is twice",
     ("a0 if a0 > b0 else b0,", "a0 > b0 -> a0 >= b0"): "of equal numbers either is kept",
     ("a1 if a1 > b1 else b1,", "a1 > b1 -> a1 >= b1"): "of equal numbers either is kept",
     ("a2 if a2 > b2 else b2,", "a2 > b2 -> a2 >= b2"): "of equal numbers either is kept",
@@ -285,8 +305,8 @@ def hunt(mutants: Sequence[Mutant], items: Sequence[pytest.Item], workers: int) 
 class Hunter:
     """A plugin of pytest: what it has collected and warmed up is forked for each mutant."""
 
-    def __init__(self, paths: Sequence[Path], every: int, workers: int) -> None:
-        self.paths, self.every, self.workers = paths, every, workers
+    def __init__(self, paths: Sequence[Path], every: int, lines: set[int], workers: int) -> None:
+        self.paths, self.every, self.lines, self.workers = paths, every, lines, workers
         self.total = self.killed = 0
         self.tried = False
 
@@ -297,6 +317,7 @@ class Hunter:
         self.tried = True
         for path in self.paths:
             chosen = list(mutants_of(path))[:: self.every]
+            chosen = [m for m in chosen if not self.lines or m.line in self.lines]
             alive = hunt(chosen, chosen_items(session.items, path.name), self.workers)
             equal = [m for m in alive if (m.text, m.change) in EQUIVALENT]
             count, dead = len(chosen) - len(equal), len(chosen) - len(alive)
@@ -311,8 +332,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="*", help="names in rows/ (default: all)")
     parser.add_argument("--every", type=int, default=1, help="only each Nth mutant")
+    parser.add_argument("--lines", default="", help="only mutants of these lines")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    lines = {int(line) for line in options.lines.split(",") if line}
     print(f"hypothesis {hypothesis.__version__}, msgspec {msgspec.__version__}")
     paths = [
         path
@@ -331,7 +354,7 @@ def main() -> int:
         suppress_health_check=slow,
     )
     os.chdir(ROOT)
-    hunter = Hunter(paths, options.every, options.workers)
+    hunter = Hunter(paths, options.every, lines, options.workers)
     arguments = ["-q", "-p", "no:cacheprovider", "--timeout=0"]
     arguments += ["--hypothesis-seed=0", "--hypothesis-profile=mutants"]
     arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
