@@ -242,10 +242,15 @@ def _rate(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
     delta = _plain_head(held, exported, lacking)
     actor = lacking.stamp[1]
     lost: dict[Part, Row] = {}
-    for part, (n, taken, window_ms) in exported.items():
-        if part[0] != TAG_WINDOW or _actor_of(part) not in lacking.actors:
+    for part, row in exported.items():
+        if part[0] != TAG_WINDOW:
             continue
+        n, taken, window_ms = row
         mine = held.get(part)
+        if mine is not None and mine[1] < (reset := min(taken, mine[0])):
+            delta[part] = (mine[0], reset, mine[2])
+        if _actor_of(part) not in lacking.actors:
+            continue
         count = n - max(taken, mine[0] if mine is not None else 0)
         if count > 0:
             new = window_part(window_index(part), actor)
@@ -257,7 +262,7 @@ def _rate(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
 def _doc(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
     """Updates that the neighbour lacks, in one row for each owner, and what was erased.
 
-    Yjs shows them where what they build on is still there.
+    Yjs shows them where what they build on is still there, be it deleted: hence their old base.
     """
     hlc, actor = lacking.stamp
     delta: Delta = {}
@@ -271,6 +276,7 @@ def _doc(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
             delta[HEAD] = row
     shown = frozenset(doc.shown(exported))
     news: dict[bytes, list[bytes]] = {}
+    bases: dict[bytes, int] = {}
     erased: list[bytes] = []
     for part in sorted(exported):
         mine_row: Row = exported[part]
@@ -282,11 +288,13 @@ def _doc(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
             known = doc.updates_of(part, held[part]) if part in held else ()
             mine = (update for update in doc.updates_of(part, mine_row) if update not in known)
             news.setdefault(mine_row[2], []).extend(mine)
+            bases[mine_row[2]] = min(mine_row[1], bases.get(mine_row[2], hlc))
     lowest = doc.base(held) or hlc
     for before, (owner, updates) in enumerate(sorted(news.items())):
         birth = hlc - before
         if updates:
-            delta[doc_part(actor, birth)] = doc.first_row(hlc, min(lowest, birth), owner, updates)
+            base = min(lowest, birth, bases[owner])
+            delta[doc_part(actor, birth)] = doc.first_row(hlc, base, owner, updates)
     if erased:
         delta[erasure_part(actor, hlc)] = (doc.erased(erased),)
     return delta

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pycrdt
+from crdt.test_reseed import written_again
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from roost_crdt import document, values
 from roost_crdt.reseed import Lacking, is_lacking, rewrite
@@ -79,3 +84,23 @@ def test_an_own_edit_that_was_deleted_again_does_not_come_back() -> None:
 def test_nothing_is_written_where_nothing_is_lacking() -> None:
     held = _put({}, edit((5, 0)), 1, ME)
     assert rewrite(TYPE_DOC, held, held, Lacking({ME}, {ME: 1}, (20, NEW))) == {}
+
+
+def _doc_op(random: Random, rows: Rows, stamp: tuple[int, int], vv: dict[int, int]) -> Delta:
+    hlc, actor = stamp
+    if random.randrange(4) == 0:
+        return doc.delete(rows, vv, stamp, yjs=document)
+    live = [(int(item.partition(".")[0]), 0) for item in _items(rows)]
+    origin = random.choice(live) if live else None
+    doomed = random.choice(live) if live and random.randrange(5) < 2 else None
+    update = edit((1_000 * actor + hlc % 1_000, 0), origin, doomed)
+    return _put(rows, update, hlc, actor, b"%8d" % actor)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_nothing_collected_the_result_is_that_of_a_join(seed: int) -> None:
+    """Also of edits that build on what the neighbour has deleted meanwhile."""
+    got, wanted = written_again(TYPE_DOC, _doc_op, seed)
+    assert values.exists(TYPE_DOC, got, 0) == values.exists(TYPE_DOC, wanted, 0)
+    assert _items(got) == _items(wanted)
