@@ -213,6 +213,26 @@ def joined(holder: Node, joiner: Node) -> bool:
 
 
 @pytest.mark.timeout(0 if SOAK else 120)
+def test_replicating(pair: tuple[Node, Node]) -> None:
+    """Nothing reaches a neighbour that a kill takes back: else the node would have to find that it
+    was rolled back, and take a new actor."""
+    writer, neighbour = pair
+    neighbour.running()
+
+    def write() -> None:
+        with suppress(OSError):
+            until(lambda: linked(writer), "linked")
+        burst(writer.home, writer.ledger)
+
+    tally = {call: sweep(writer, call, write) for call in ("pwrite64", "fdatasync", "write")}
+    bites(tally, *tally)
+    until(lambda: linked(writer) and alike(writer, neighbour), "alike")
+    assert len(writer.actors) == 1, "a kill took back what the neighbour had heard"
+    with closing(Client(neighbour.home)) as client:
+        writer.ledger.check(client)
+
+
+@pytest.mark.timeout(0 if SOAK else 120)
 def test_draining(pair: tuple[Node, Node]) -> None:
     """Killed while it hands its sessions over and stops: no turn is lost, none comes twice."""
     leaver, heir = pair
