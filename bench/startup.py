@@ -166,7 +166,7 @@ def sessions(folder: Path, count: int) -> dict[str, float]:
     process, _ = start(home)
     before = memory_mb(process.pid)
     began = time.perf_counter()
-    with roost.connect(f"unix://{home}/roost.sock", mmap=False) as client:
+    with roost.connect(f"unix://{home}/roost.sock", mmap=False, deadline_ms=60_000) as client:
         for _ in range(count):
             session = client.open()
             session.commit([{"role": "user", "content": "hello " * 20}])

@@ -47,6 +47,24 @@ def test_a_step_goes_to_the_standby_and_to_whoever_is_to_be_the_next() -> None:
     assert eu.live(SID).meta.standby is None, "it has said nothing yet"
 
 
+def test_sessions_that_nobody_can_take_are_left_alone() -> None:
+    network = Network(("eu", "us"))
+    network.cut("eu", "us")
+    eu = network["eu"]
+    for number in range(3):
+        eu.stream.begin(f"s{number}")
+        eu.write(f"s{number}", "one")
+    sent_by(eu)
+    eu.live("s1")
+    used = list(eu.shelf.lives)
+    eu.stream.tick()
+    assert list(eu.shelf.lives) == used, "none was asked for"
+    assert sent_by(eu) == []
+    network.cut_at.clear()
+    eu.stream.tick()
+    assert {to for to, _ in sent_by(eu)} == {"us"}
+
+
 def test_protected_means_that_the_loss_of_home_costs_one_turn_at_most() -> None:
     network = held_by_both()
     eu, us = network["eu"], network["us"]

@@ -258,7 +258,8 @@ class Stream:
         self._out.erase_again(rtts.keys())
         self._watch_for_gone(rtts.keys())
         self._watch_for_far()
-        for sid, offered_ms in list(self._out.unacked.items()):
+        # Without anybody who could take an offer no session is looked at, let alone loaded.
+        for sid, offered_ms in list(self._out.unacked.items()) if rtts else ():
             with self._contained(sid):
                 self._offer_again(sid, now_ms - offered_ms, rtts)
 
