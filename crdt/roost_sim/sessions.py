@@ -237,7 +237,8 @@ class Sessions(Erasing):
         if standby_here:
             if await self._take_over(meta.sid):
                 live = self.shelf.live(meta.sid)
-                assert live is not None
+                if live is None:
+                    raise NoSession(f"session {meta.sid} was erased")
                 return await self._here(live, request, claims, "takeover")
             raise home_error
         if meta.standby is not None and meta.standby not in (self.node.name, meta.home):

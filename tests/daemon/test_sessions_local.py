@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
 import pytest_asyncio
 from api_node import Served, served
@@ -13,6 +14,7 @@ from roost_crdt.errors import NoSession
 from roost_crdt.sessions.copy import SessionCopy
 from roostd.node import Node
 from roostd.sessions.delivery import Delivery
+from roostd.sessions.takeover import Takeover
 
 
 @pytest_asyncio.fixture
@@ -70,6 +72,28 @@ async def test_a_turn_that_waits_for_the_standby_does_not_either(
         return False
 
     monkeypatch.setattr(Delivery, "acknowledged", erased_meanwhile)
+    with pytest.raises(NoSession, match=f"{opened.sid} was erased"):
+        await commit(node, opened.sid)
+    assert is_gone(node, opened.sid)
+
+
+async def test_a_session_that_is_erased_while_it_is_taken_over_is_gone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await node.sessions.open(None, None)
+    await commit(node, opened.sid)
+    live = node.shelf.live(opened.sid)
+    assert live is not None
+    live.set_meta(
+        msgspec.structs.replace(live.meta, epoch=(2, "away"), standby=node.config.node.id)
+    )
+
+    async def erased_meanwhile(self: Takeover, sid: str) -> bool:
+        live.enter_epoch(node.config.node.id, None, 9)
+        node.sessions.stream.erase_here(sid, 9)
+        return True
+
+    monkeypatch.setattr(Takeover, "take_over", erased_meanwhile)
     with pytest.raises(NoSession, match=f"{opened.sid} was erased"):
         await commit(node, opened.sid)
     assert is_gone(node, opened.sid)

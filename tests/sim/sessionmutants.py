@@ -243,13 +243,17 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
 }
 
 SEEDS: dict[str, int] = {
-    "staleness by bare turn numbers": 9,
-    "the standby takes updates without their chain": 28,
+    "staleness by bare turn numbers": 2,
+    "the standby takes updates without their chain": 2,
     "takeover on no evidence": 6,
-    "a deposed home forgets its own turns": 12,
-    "a handover overwrites own turns": 251,
-    "home again, and still to be merged": 5,
-    "a turn does not look for its home after a wait": 29,
+    "a deposed home forgets its own turns": 2,
+    "epochs are compared by number alone": 2,
+    "a home that is shown a higher epoch stays home": 22,
+    "a handover overwrites own turns": 2,
+    "home again, and still to be merged": 22,
+    "a standby is replaced within the epoch": 22,
+    "a turn does not look for its home after a wait": 70,
+    "a reply does not wait for the disk": 2,
     "a new actor goes on in the old epoch": 256,
     "a new actor takes the next epoch": 11,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sim.mutants import MUTANTS, SEEDS, applied, first_seed
+from sim.mutants import MUTANTS, SEEDS, UNCAUGHT, applied, first_seed
 
 from roost_sim.explore import run_seed
 
@@ -23,5 +23,6 @@ def test_the_seed_is_clean_with_every_rule(seed: int) -> None:
     assert not run_seed(seed).problems
 
 
-def test_every_mutant_has_its_seed() -> None:
+def test_every_seed_has_its_mutant() -> None:
     assert SEEDS.keys() == MUTANTS.keys()
+    assert SEEDS.keys().isdisjoint(UNCAUGHT)

@@ -407,7 +407,8 @@ class Sessions:
         if standby_here:
             if await self._takeover.take_over(meta.sid):
                 live = context.shelf.live(meta.sid)
-                assert live is not None, "a session that was just taken over is held"
+                if live is None:
+                    raise Moved(f"session {meta.sid} was erased while it was taken over")
                 return await self._at_home(live, request, claims, "takeover", origin)
             if hops == 0 and self._may_repeat(request, at_home):
                 raise Moved(f"session {meta.sid}: {meta.home} answers again")
