@@ -28,8 +28,8 @@ GROUP_BYTES = 4 * 1024 * 1024
 AGE_MAX_MS = DEFAULT_LIMITS.member_silent_ms
 """Older segments are kept for nobody: who was away for so long has to reseed."""
 RESERVE = 4
-"""This part of the retention is kept in any case: it repairs an index, or brings a node back that
-was restored from a backup."""
+"""This part of the retention is kept for nobody by name: it repairs an index, or brings a node back
+that was restored from a backup."""
 _READ_PAUSE_S = 60.0
 _RETRY_MS = 50
 
@@ -252,15 +252,17 @@ class Log:
         """Delete the oldest segments that are applied and kept for nobody.
 
         A segment is kept until every neighbour holds its records, up to `retention_bytes` and
-        `AGE_MAX_MS`; the newest `retention_bytes / RESERVE` in any case.
+        `AGE_MAX_MS`; up to that age the newest `retention_bytes / RESERVE` in any case.
         """
         self._applied_seq = applied_seq
         kept = sum(segment.size for segment in self._segments)
-        while len(self._segments) > 1 and kept > self.retention_bytes // RESERVE:
+        while len(self._segments) > 1:
             oldest, following = self._segments[0], self._segments[1]
             if following.first_seq - 1 > applied_seq:
                 return
-            if kept <= self.retention_bytes and self._wanted(oldest):
+            few = kept <= self.retention_bytes // RESERVE
+            within = kept <= self.retention_bytes and not self._aged(oldest)
+            if within and (few or self._wanted(oldest)):
                 return
             kept -= oldest.size
             del self._segments[0]
@@ -271,12 +273,16 @@ class Log:
         self._acknowledged = vv
         self.trim(self._applied_seq)
 
+    def _aged(self, segment: Segment) -> bool:
+        """Whether a segment is older than anybody may ask for, and nobody reads the log now."""
+        if time.monotonic() < self._read_s + _READ_PAUSE_S:
+            return False
+        return time.time() * 1000 > segment.path.stat().st_mtime * 1000 + AGE_MAX_MS
+
     def _wanted(self, segment: Segment) -> bool:
         """Whether somebody may still ask for what is in a segment."""
         if time.monotonic() < self._read_s + _READ_PAUSE_S:
             return True
-        if time.time() * 1000 > segment.path.stat().st_mtime * 1000 + AGE_MAX_MS:
-            return False
         held = self._acknowledged
         if held is None:
             return True

@@ -19,7 +19,7 @@ from roost_crdt.logformat import (
     SEGMENT_HEADER_BYTES,
     TRAILER_BYTES,
 )
-from roost_crdt.record import Record, encode_record
+from roost_crdt.record import Record, RowOp, encode_record
 from roostd import segments
 from roostd.log import Log, StoreFailed
 from roostd.logrecovery import Applied, Position
@@ -340,11 +340,16 @@ def test_retention_keeps_what_is_not_applied(make: Callable[..., Log]) -> None:
     assert write(log, b"x") == 301
 
 
+def padded(hlc: int) -> bytes:
+    """A record of origin 5."""
+    return encode_record(Record(5, hlc, hlc - 1, (RowOp(b"k\0\x02", 1, bytes(700)),)))
+
+
 def filled(make: Callable[..., Log]) -> Log:
     """Nine segments of records of origin 5, hlc 1 to 600; all of them applied."""
     log = make(retention_bytes=8 * SEGMENT)
     for hlc in range(1, 601):
-        append(log, KIND_RECORD, encode_record(Record(5, hlc, hlc - 1, ())) + bytes(700), 5, hlc)
+        append(log, KIND_RECORD, padded(hlc), 5, hlc)
         log.sync()
     assert len(log._segments) > 6
     log.trim(600)
@@ -378,6 +383,10 @@ def test_retention_is_bound_by_age(make: Callable[..., Log]) -> None:
     fourth = log._segments[3].first_seq
     log.trim(600)
     assert kept(log) == fourth
+    for segment in log._segments:
+        os.utime(segment.path, (eight_days_ago, eight_days_ago))
+    log.trim(600)
+    assert len(log._segments) == 1, "the one that is written; what was erased is not kept for ever"
 
 
 def test_who_reads_the_log_is_not_left_behind(make: Callable[..., Log]) -> None:

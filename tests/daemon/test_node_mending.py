@@ -149,6 +149,27 @@ async def test_flipped_pages(tmp_path: Path, seed: int) -> None:
     await come_back(files, whole)
 
 
+async def test_rows_stand_for_a_damaged_place_of_the_log(tmp_path: Path) -> None:
+    """A neighbour that asks for records gets a snapshot, not what the damage left."""
+    files = make(tmp_path, ["a", "b"])
+    async with cluster({"a": files["a"]}) as nodes:
+        a = nodes["a"]
+        fill(a)
+        a.groups.flush()
+        (path,) = (
+            path
+            for path in (files["a"].parent / "data" / "log").iterdir()
+            if b"value 123" in path.read_bytes()
+        )
+        path.write_bytes(path.read_bytes().replace(b"value 123", b"value 103"))
+        with pytest.raises(CorruptData, match="roost check DIR --repair"):
+            a.store.records_after(a.store.actor, 0, 1 << 20)
+        nodes["b"] = b = await start(files["b"])
+        await until(lambda: linked(a, b) and same(a, b))
+        assert shown(b) == shown(a)
+        assert b.keys.get(b"str:123") == b"value 123"
+
+
 async def test_what_the_store_refuses_is_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
