@@ -102,7 +102,7 @@ async def test_a_reply_waits_for_the_disk(node: Served, monkeypatch: pytest.Monk
     ("data", "text"),
     [
         (b"*-2\r\n", b"-ERR Protocol error: invalid multibulk length\r\n"),
-        (b"*1\r\n$1073741824\r\n", b"-ERR Protocol error: invalid bulk length: a command of 10"),
+        (b"*1\r\n$1073741824\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
         (b"*1\r\n$-2\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"-ERR Protocol error: this port speaks RESP"),
         (b"*1\r\n*1\r\n", b"-ERR Protocol error: expected '$', got '*'\r\n"),
@@ -124,9 +124,7 @@ async def test_who_is_still_sending_reads_why_it_is_refused(node: Served) -> Non
         await client.writer.drain()
     async with asyncio.timeout(5):
         answer = await client.reader.read(-1)
-    assert answer.startswith(b"-ERR Protocol error: invalid bulk length: a command of ")
-    assert b"limits.body_max" in answer
-    assert answer.count(b"\r\n") == 1
+    assert answer == b"-ERR Protocol error: invalid bulk length\r\n"
 
 
 async def test_who_sends_for_ever_after_a_fault_is_cut(

@@ -247,6 +247,9 @@ class OneLink:
     def candidates(self) -> list[Candidate]:
         return [Candidate("eu", "eu", 20.0)]
 
+    def beyond(self) -> set[str]:
+        return set()
+
     def silent_ms(self, node: str) -> int:
         return 0
 

@@ -228,13 +228,8 @@ class RequestParser:
         length = self._header(b"bulk length", b"bulk count string")
         if length is None:
             return False
-        if length < 0:
+        if length < 0 or self._used + length > self.bytes_max:
             raise ProtocolFault("invalid bulk length")
-        if self._used + length > self.bytes_max:
-            raise ProtocolFault(
-                f"invalid bulk length: a command of {self._used + length} bytes is over "
-                f"limits.body_max ({self.bytes_max} bytes)"
-            )
         if self.restricted and length > UNAUTHENTICATED_BULK_MAX:
             raise ProtocolFault("unauthenticated bulk length")
         self._bulk = length
