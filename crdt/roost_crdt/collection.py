@@ -41,7 +41,9 @@ from .rows.layout import (
     Delta,
     Part,
     Rows,
+    birth_of,
 )
+from .rows.wire import encode
 from .values import dead_parts, exists
 
 __all__ = ["Collection", "Stage", "dead_rows", "end_life", "head_actor"]
@@ -64,7 +66,8 @@ class Stage(StrEnum):
 def dead_rows(
     type_code: int, key: bytes, rows: Rows, now_ms: int, grace_ms: int
 ) -> dict[Part, bytes]:
-    """Parts of a key that may go one day, each with a hash of its row.
+    """Parts of a key that may go one day, each with a hash of its row and, for a document's, of
+    what could show it again (see `doc.builders`).
 
     `now_ms` is the time at which no node's clock shows them any more: the wall clock less
     `clock_offset_max_ms`. Rate windows need no grace, nobody writes them late. What only an
@@ -74,6 +77,7 @@ def dead_rows(
         return {}
     old_ms = now_ms - grace_ms
     found: dict[Part, bytes] = {}
+    builders: list[tuple[int, Part, int]] | None = None
     shown = rows
     if type_code in ENDED_BY_HEAD and HEAD in rows:
         shown = {**rows, HEAD: (*rows[HEAD][:-1], 0)}
@@ -82,6 +86,9 @@ def dead_rows(
         window = type_code == TYPE_RATE and part[0] == TAG_WINDOW
         if window or hlc_ms(row_hlc(type_code, part, row)) <= old_ms:
             body = encode_row(type_code, part, row)
+            if type_code == TYPE_DOC and part != HEAD:
+                builders = doc.builders(rows) if builders is None else builders
+                body += encode([b for b in builders if b[0] <= birth_of(part)])
             found[part] = blake2b(body, digest_size=16).digest()
     if len(found) < len(rows):
         found.pop(HEAD, None)  # it hides rows that stay

@@ -353,6 +353,20 @@ def test_a_document_that_yjs_cannot_read_can_be_deleted() -> None:
     assert values.doc_update(rows, 0) == again
 
 
+def test_what_could_show_a_row_again_is_named() -> None:
+    rows: Rows = {
+        doc_part(A, 2): doc.first_row(2, 2, bytes(8), [edit((5, 0))]),
+        doc_part(A, 6): doc.first_row(7, 6, bytes(8), [edit((6, 0))]),
+        doc_part(B, 9): doc.first_row(9, 2, bytes(8), [edit((7, 0))]),
+        doc_part(B, 12): doc.first_row(12, 12, bytes(8), [edit((8, 0))]),
+        erasure_part(A, 11): (b"\0\1\5\1\0\1",),
+        HEAD: ((), 0, 0, 0),
+    }
+    # What is born at 6 takes in what is born at 9, and that what is born at 2.
+    named = [(2, doc_part(A, 2), 2), (2, doc_part(A, 6), 7), (2, doc_part(B, 9), 9)]
+    assert doc.builders(rows) == [*named, (12, doc_part(B, 12), 12)]
+
+
 def test_erasures_add_up() -> None:
     one, two = b"\0\1\5\1\0\2", b"\0\2\5\1\1\3\6\1\0\1"
     assert doc.erased([one, two]) == b"\0\2\5\1\0\4\6\1\0\1"

@@ -177,10 +177,29 @@ def base(rows: Rows) -> int:
     cleared = cleared_of(rows)
     found = [(part, row) for part, row in rows.items() if part[0] == TAG_DOC]
     bases = [row[1] for part, row in found if is_live(part, row, cleared)]
-    if not bases:
-        return 0
-    lowest: int = min(bases)
-    for birth, below in sorted(((birth_of(p), row[1]) for p, row in found), reverse=True):
+    return _reach(min(bases), _built(rows)) if bases else 0
+
+
+def builders(rows: Rows) -> list[tuple[int, Part, int]]:
+    """Each row of updates and its hlc, after the lowest birth that it shows whenever it is live.
+
+    So a row that is not shown may be shown again without a change of its own. Whoever waits for
+    a row to stay dead has to see that none of those that reach it came or went on meanwhile.
+    """
+    built = _built(rows)
+    found = [(part, row) for part, row in rows.items() if part[0] == TAG_DOC]
+    return sorted((_reach(row[1], built), part, row[0]) for part, row in found)
+
+
+def _built(rows: Rows) -> list[tuple[int, int]]:
+    """Birth and base of each row of updates, the youngest first."""
+    found = ((birth_of(part), row[1]) for part, row in rows.items() if part[0] == TAG_DOC)
+    return sorted(found, reverse=True)
+
+
+def _reach(lowest: int, built: Sequence[tuple[int, int]]) -> int:
+    """The lowest birth that is shown together with what was born at `lowest`."""
+    for birth, below in built:
         if birth < lowest:
             break
         lowest = min(lowest, below)
