@@ -15,6 +15,8 @@ from roost_crdt.digest import (
     bucket_of,
     change,
     contribution,
+    count_amount,
+    register_amount,
     root,
 )
 from roost_crdt.rows import Rows, counter, doc, join_delta, rate, register
@@ -28,6 +30,7 @@ from roost_crdt.rows.layout import (
     TYPE_RATE,
     TYPE_REGISTER,
     TYPE_SET,
+    VALUE,
 )
 from roost_crdt.testing import TYPES, row_states
 from roost_crdt.testing.edits import edit
@@ -183,3 +186,19 @@ def test_hours_count_until_they_are_due() -> None:
     assert root(buckets, {5: 1, 6: 2}, 0) != root(buckets, {5: 2, 6: 1}, 0)
     with pytest.raises(AssertionError):
         root([0], {}, 0)
+
+
+def test_the_amount_of_one_row_is_what_the_whole_key_adds() -> None:
+    """Writers of one row sum it alone; a dead one adds nothing."""
+    rows = register.put({}, b"v", (5, A))
+    assert contribution(TYPE_REGISTER, K, rows) == (register_amount(K, rows[VALUE]), {})
+    ends = register.put({}, b"v", (5, A), 3 * HOUR_MS)
+    (hour,) = contribution(TYPE_REGISTER, K, ends).hours.values()
+    assert hour == register_amount(K, ends[VALUE]) != register_amount(K, rows[VALUE])
+    assert register_amount(K, register.delete(rows, (6, A))[VALUE]) == 0
+    counts = counter.add({}, 5, (5, A), 0)
+    (part,) = counts
+    amount = count_amount(TYPE_COUNTER, K, part, counts[part], 0)
+    assert contribution(TYPE_COUNTER, K, counts) == (amount, {})
+    gone = counter.delete(counts, (6, A), 0)
+    assert count_amount(TYPE_COUNTER, K, part, gone[part], 0) == 0

@@ -143,6 +143,8 @@ def test_the_same_update_again_changes_nothing() -> None:
 
 def test_an_entry_is_written_once() -> None:
     home, _ = conversation(1)
+    assert home.holds("t/1.eu.1")
+    assert not home.holds("t/1.eu.2")
     with pytest.raises(AssertionError, match="written once"):
         home.write(turn(EU, 1, None, "other"), {})
     assert not home.broken

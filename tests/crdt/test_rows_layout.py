@@ -187,3 +187,28 @@ def test_an_unknown_tag_is_refused_be_its_shape_that_of_another() -> None:
     assert split_row_key(b"k\0" + bytes([layout.TAG_FIELD_COUNTER]) + shape)
     with pytest.raises(CorruptData, match="tag 99"):
         split_row_key(b"k\0\x63" + shape)
+
+
+def test_a_part_tells_whose_it_is_and_when_it_was_born() -> None:
+    for part in (
+        actor_part(5, 9),
+        field_counter_part(b"f", 5, 9),
+        layout.doc_part(5, 9),
+        layout.erasure_part(5, 9),
+    ):
+        assert (layout.actor_of(part), layout.birth_of(part)) == (5, 9)
+    assert layout.doc_part(5, 9).startswith(layout.doc_prefix(5))
+    assert not layout.doc_part(6, 9).startswith(layout.doc_prefix(5))
+
+
+def test_a_seal_is_checked_without_knowing_the_type() -> None:
+    """For what a newer version wrote: damaged or not can be told."""
+    name = row_key(b"k", VALUE)
+    for type_code in (layout.TYPE_REGISTER, 99):
+        stored = seal(name, type_code, b"body")
+        assert layout.is_sealed(name, stored)
+        assert layout.is_sealed(name, memoryview(stored))
+        assert not layout.is_sealed(row_key(b"l", VALUE), stored)
+        assert not layout.is_sealed(name, stored[:-1] + b"x")
+    for size in range(5):
+        assert not layout.is_sealed(name, seal(name, layout.TYPE_REGISTER, b"")[:size])

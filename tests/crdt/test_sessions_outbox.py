@@ -10,15 +10,24 @@ from roost_crdt.home import (
     Ack,
     Deposed,
     Epoch,
+    Erase,
     Frame,
     Merge,
+    Merged,
     Offer,
     Want,
     decode_frame,
 )
 from roost_crdt.sessions import outbox as outbox_module
 from roost_crdt.sessions.copy import SessionCopy
-from roost_crdt.sessions.outbox import WANT_AGAIN_MS, Outbox
+from roost_crdt.sessions.outbox import (
+    ERASE_AGAIN_MS,
+    ERASE_TIMES,
+    MERGE_AGAIN_MS,
+    MERGE_WAITS_MAX,
+    WANT_AGAIN_MS,
+    Outbox,
+)
 
 SID = "s1"
 
@@ -171,3 +180,121 @@ def test_what_is_merged_or_at_home_is_sent_nowhere(meta: dict[str, object]) -> N
     out.send_unmerged("unknown")
     assert said(out) == []
     assert out.unmerged == {}
+
+
+def test_a_session_whose_home_is_elsewhere_owes_its_standby_nothing() -> None:
+    out = Outbox(node_of("eu", "us").shelf)
+    for noted in (out.unacked, out.candidates, out.owed, out.unmerged, out.wanted):
+        noted.update({SID: 1, "other": 2})  # type: ignore[dict-item]
+    out.let_go(SID)
+    for noted in (out.unacked, out.candidates, out.owed):
+        assert noted == {"other": 2}
+    assert SID in out.unmerged, "its turns are still to be merged there"
+    assert SID in out.wanted
+
+
+def test_what_is_not_merged_is_sent_again_less_and_less_often() -> None:
+    node = node_of("eu", "us")
+    held(node, epoch=(2, "us"), unmerged=True)
+    out = Outbox(node.shelf)
+    out.send_unmerged(SID)
+    for times in [*range(1, MERGE_WAITS_MAX + 1), MERGE_WAITS_MAX]:
+        node.network.now_ms += MERGE_AGAIN_MS * times
+        assert out.due_to_merge(node.network.now_ms) == []
+        node.network.now_ms += 1
+        assert out.due_to_merge(node.network.now_ms) == [SID]
+        out.send_unmerged(SID, again=True)
+    out.send_unmerged(SID)
+    assert out.unmerged[SID].times == 1, "something new is to be merged"
+
+
+def test_a_merge_is_acknowledged_once_the_standby_holds_it_too() -> None:
+    node = node_of("eu", "us", "ap")
+    live = held(node, standby="us", acked_n=0, n=4)
+    out = Outbox(node.shelf)
+    out.owe("ap", live, b"c" * 16)
+    assert said(out) == []
+    out.pay(live)
+    assert said(out) == []
+    live.set_meta(msgspec.structs.replace(live.meta, acked_n=4))
+    out.pay(live)
+    assert said(out) == [("ap", Merged(SID, (1, "eu"), b"c" * 16))]
+    out.pay(live)
+    assert said(out) == [], "once"
+    assert out.owed == {}
+
+
+@pytest.mark.parametrize("standby", [None, "ap"])
+def test_a_merge_that_nobody_else_could_hold_is_acknowledged_at_once(standby: str | None) -> None:
+    node = node_of("eu", "us", "ap")
+    live = held(node, standby=standby, acked_n=0, n=4)
+    out = Outbox(node.shelf)
+    out.owe("ap", live, b"c" * 16)
+    assert said(out) == [("ap", Merged(SID, (1, "eu"), b"c" * 16))]
+
+
+def test_a_former_home_that_becomes_the_standby_needs_its_answer_to_be_it() -> None:
+    node = node_of("eu", "us", "ap")
+    live = held(node, standby="us", acked_n=0, n=4)
+    out = Outbox(node.shelf)
+    out.candidates[SID] = "ap"
+    out.owe("ap", live, b"c" * 16)
+    assert [type(frame) for _, frame in said(out)] == [Merged]
+
+
+def test_what_is_owed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "NOTED_MAX", 1)
+    node = node_of("eu", "us", "ap")
+    first, second = (held(node, f"s{at}", standby="us", acked_n=0, n=4) for at in range(2))
+    out = Outbox(node.shelf)
+    out.owe("ap", first, b"c" * 16)
+    out.owe("ap", second, b"c" * 16)
+    out.owe("us", first, b"d" * 16)
+    assert set(out.owed) == {"s0"}
+    assert [to for to, _ in said(out)] == ["us"], "its standby is who asks"
+
+
+def erased(node: Node, *sids: str) -> Outbox:
+    """An outbox that tells us of erasures."""
+    out = Outbox(node.shelf)
+    for sid in sids:
+        node.stream.erase_here(sid, 7)
+        out.erase("us", sid, 7)
+    return out
+
+
+def test_an_erasure_is_said_again_until_it_was_said_often_enough() -> None:
+    node = node_of("eu", "us")
+    out = erased(node, SID)
+    told = len(said(out))
+    for _ in range(2 * ERASE_TIMES):
+        node.network.now_ms += ERASE_AGAIN_MS - 1
+        out.erase_again(["us"])
+        assert said(out) == [], "not yet"
+        node.network.now_ms += 1
+        out.erase_again(["us"])
+        told += len(said(out))
+    assert told == ERASE_TIMES
+    assert out.erasures == {}
+
+
+def test_an_erasure_is_not_said_to_who_is_not_there_nor_of_what_is_not_erased() -> None:
+    node = node_of("eu", "us")
+    out = erased(node, SID)
+    out.erase("us", "unknown", 7)
+    said(out)
+    node.network.now_ms += ERASE_AGAIN_MS
+    out.erase_again(["us"])
+    assert said(out) == [("us", Erase(SID, 7))]
+    node.network.now_ms += ERASE_AGAIN_MS
+    out.erase_again(["ap"])
+    assert said(out) == []
+    assert out.erasures == {}
+
+
+def test_erasures_that_are_not_noted_are_still_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "NOTED_MAX", 1)
+    node = node_of("eu", "us")
+    out = erased(node, "a", "b", "a")
+    assert [frame.sid for _, frame in said(out)] == ["a", "b", "a"]
+    assert set(out.erasures) == {("a", "us")}

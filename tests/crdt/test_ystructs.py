@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.testing.edits import edit
-from roost_crdt.ystructs import Structs, check_depth, delete_update, read_structs
+from roost_crdt.ystructs import (
+    Structs,
+    check_depth,
+    delete_update,
+    read_structs,
+    readable_runs,
+)
 from roost_crdt.yupdate import Range, read_state_vector
 
 ARRAY = b"\x01\x01a"
@@ -182,3 +188,12 @@ def test_a_deletion_is_read_as_it_was_written() -> None:
     assert read_structs(update) == Structs(deletes=[*runs[5], *runs[1 << 40]])
     assert delete_update({}) == b"\0\0"
     assert read_structs(edit((5, 1), (5, 0), (5, 0))).deletes == [Range(5, 0, 1)]
+
+
+def test_runs_of_what_can_be_read_are_those_of_the_rest() -> None:
+    """One damaged update among many must not hide what the others wrote."""
+    good = [edit((5, 0)), edit((5, 1), (5, 0)), edit((5, 3), (5, 1)), edit((6, 0))]
+    due = {5: [Range(5, 0, 2), Range(5, 3, 4)], 6: [Range(6, 0, 1)]}
+    assert readable_runs(good) == due
+    assert readable_runs([good[0], b"garbage", *good[1:], b"", good[2][:-2]]) == due
+    assert readable_runs([]) == {}
