@@ -254,6 +254,4 @@ SEEDS: dict[str, int] = {
     "a standby is replaced within the epoch": 22,
     "a turn does not look for its home after a wait": 70,
     "a reply does not wait for the disk": 2,
-    "a new actor goes on in the old epoch": 256,
-    "a new actor takes the next epoch": 11,
 }
