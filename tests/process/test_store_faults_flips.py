@@ -68,7 +68,7 @@ def test_a_bit_in_every_page_of_the_index(tmp_path: Path, monkeypatch: pytest.Mo
     # What the log still holds, a repair brings back; the rest has to come from neighbours.
     mended = Counter(text.rpartition("-> ")[2][:4] for _, text in found if "-> " in text)
     print(dict(mended))
-    assert mended["all"] > len(found) // 10
+    assert mended["all"] >= sum(mended.values()) // 4
     assert mended.keys() <= {"all", "part", "not "}
     # A name whose bits turned is not found under the old one: only a check of all rows tells.
     # LMDB itself ends the process at some pages. Both are rare, and no other value is served.

@@ -51,8 +51,7 @@ def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> str:
     if problems:
         try:
             done = _remake(path, data, size_max)
-        except CorruptData as e:
-            print("REMAKE", problems, e)
+        except CorruptData:
             shutil.rmtree(path / _SALVAGING, ignore_errors=True)
             return ""
         done = f"{problems[0]}; {done}"
