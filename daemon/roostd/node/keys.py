@@ -148,8 +148,9 @@ class Keys:
     def scan(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
         """Live keys in order that begin with `prefix` and come after `after`. CorruptData while
         some may be missing."""
-        self._store.suspects.check_all()
-        return self._store.keys(prefix, after, limit, self._now_ms())
+        found = self._store.keys(prefix, after, limit, self._now_ms())
+        self._store.suspects.check_all()  # after it: rows go only once their buckets are suspect
+        return found
 
     # --- writes ---
 
