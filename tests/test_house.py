@@ -32,7 +32,6 @@ COVERED_BY = {
     "testing/sessions": {"test_sessions_oracle"},
     "testing/edits": {"test_ystructs", "test_rows_oracle"},
     "membership/storage": {"test_membership"},
-    "yguard": {"test_document"},
 }
 """Modules that are driven through another one, and the tests that drive them."""
 

@@ -8,6 +8,7 @@ from roost_crdt.errors import (
     BadRequest,
     ConfigError,
     Exhausted,
+    PeerError,
     RoostError,
     TurnConflict,
     error_from_code,
@@ -38,3 +39,9 @@ def test_a_configuration_fault_begins_with_its_place(file: str, line: int, text:
     error = ConfigError("bad", file=file, line=line)
     assert str(error) == text
     assert (error.message, error.file, error.line) == ("bad", file, line)
+
+
+def test_a_neighbours_fault_says_what_an_error_frame_says_of_it() -> None:
+    assert (str(PeerError("odd")), PeerError("odd").code) == ("odd", "PEER")
+    assert PeerError("two write as one", "ACTOR").code == "ACTOR"
+    assert not isinstance(PeerError("odd"), RoostError), "no client is told of it"
