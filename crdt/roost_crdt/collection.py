@@ -44,7 +44,7 @@ from .rows.layout import (
     birth_of,
 )
 from .rows.wire import encode
-from .values import dead_parts, exists
+from .values import dead_parts
 
 __all__ = ["Collection", "Stage", "dead_rows", "end_life", "head_actor"]
 
@@ -90,8 +90,8 @@ def dead_rows(
                 builders = doc.builders(rows) if builders is None else builders
                 body += encode([b for b in builders if b[0] <= birth_of(part)])
             found[part] = blake2b(body, digest_size=16).digest()
-    if len(found) < len(rows):
-        found.pop(HEAD, None)  # it hides rows that stay
+    if len(found) < len(rows) or (type_code in ENDED_BY_HEAD and head_expiry(rows)[2]):
+        found.pop(HEAD, None)  # it hides rows that stay, or would hide those of the next life
     return found
 
 
@@ -100,14 +100,14 @@ def end_life(type_code: int, rows: Rows, vv: VersionVector, stamp: Stamp, now_ms
 
     Nodes collect at different times. Where one has dropped rows that are merely hidden, it also
     forgets to take them away when the key's next life begins, and they would count again where
-    they are still held. So one node (`head_actor`'s) writes it before anyone collects.
+    they are still held. And a head that still says that the key is over would hide the next life
+    of a node that has dropped it. So one node (`head_actor`'s) writes the end, which leaves a head
+    without expiry, before anyone collects.
     """
     if type_code not in ENDED_BY_HEAD or not is_hidden(rows, now_ms):
         return {}
     if type_code == TYPE_COUNTER:
-        return counter.delete(rows, stamp, 0)
-    if not exists(type_code, {**rows, HEAD: (*rows[HEAD][:-1], 0)}, now_ms):
-        return {}
+        return counter.end(rows, stamp)
     if type_code == TYPE_SET:
         return set_rows.add(rows, (), stamp, now_ms, vv=vv)
     if type_code == TYPE_DOC:

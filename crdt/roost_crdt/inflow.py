@@ -170,6 +170,11 @@ class Inflow:
         peer.pruned.pop(origin, None)
         self._near.emit(peer, f.Want(origin, self._near.vv.get(origin, 0)))
 
+    def _direct_ms(self, origin: int) -> float:
+        """How long its own node, if that is a neighbour, may take longer than a detour."""
+        peer = self._near.peers.get(self._near.nodes.get(origin, ""))
+        return 0.0 if peer is None else peer.one_way_ms() + self._near.limits.want_slack_ms
+
     def _due_ms(self, origin: int, lack: Lack) -> int:
         """When to ask (another) peer for an origin; NO_WAKE_MS if nobody can be asked."""
         near = self._near
@@ -183,7 +188,8 @@ class Inflow:
             return NO_WAKE_MS
         asked = near.peers.get(lack.asked)
         if asked is None:
-            return max(int(lack.since_ms + min(waits)), self._paused_until_ms)
+            wait_ms = max(min(waits), self._direct_ms(origin))
+            return max(int(lack.since_ms + wait_ms), self._paused_until_ms)
         wait_ms = asked.want_after_ms()
         first_ms = max(lack.since_ms, lack.asked_ms)
         busy_ms = min(max(first_ms, asked.progress_ms), first_ms + WANT_DEFER_MS)

@@ -157,6 +157,10 @@ class Peer:
         if hlc > self.cursor.get(origin, 0):
             self.cursor[origin] = hlc
 
+    def one_way_ms(self) -> float:
+        """Half a round trip."""
+        return (RTT_GUESS_MS if self.rtt_ms is None else self.rtt_ms) / 2
+
     def want_after_ms(self) -> float:
         """How long an announcement may stay ahead without progress before it is asked for."""
         rtt_ms = RTT_GUESS_MS if self.rtt_ms is None else self.rtt_ms

@@ -2,9 +2,12 @@
 
 A node that is behind what others collected may not merge: its rows could bring back the dead. It
 gives them up, takes a neighbour's, and writes what was its own again under a new actor. `rewrite`
-says what: increments by difference, adds as adds, registers and fields if they are newer, and
-resets, removals and clears as far as the neighbour's rows know what they observed. Stamps are new,
-so a stamp that was born far ahead is got rid of on the way.
+says what: counts and adds as they were, registers and fields under new stamps if they are newer,
+and resets, removals and clears as far as the neighbour's rows know what they observed. Counts and
+adds keep their actor: somebody who took records that this neighbour lacks may still pass them on,
+and joined with what is written here they count once. Where a row was collected, what the neighbour
+had counted is reset, or it would come back. Stamps that were born far ahead are got rid of: what
+they stamp is written as new.
 
 Where nothing was collected in between, the result shows what a plain join would have shown.
 """
@@ -139,7 +142,7 @@ def _actor_of(part: Part) -> int:
 
 
 def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
-    """Resets as observed, and the own increments that the neighbour never had, in one new row."""
+    """Resets as observed, and the own increments that the neighbour never had."""
     delta: Delta = {}
     lost: dict[bytes | None, tuple[int, int]] = {}
     for part, row in exported.items():
@@ -147,11 +150,16 @@ def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
             continue
         p, n, bp, bn = row
         mine = held.get(part)
+        base = _base(part, mine, lacking)
+        if base is not None and birth_of(part) <= lacking.stamp[0]:
+            again = _count_again(row, mine, base)
+            if again is not None:
+                delta[part] = again
+            continue
         if mine is not None:
             reset = (max(mine[2], min(bp, mine[0])), max(mine[3], min(bn, mine[1])))
             if reset != mine[2:]:
                 delta[part] = (*mine[:2], *reset)
-        base = _base(part, mine, lacking)
         if base is None:
             continue
         name = field_of(part) if part[0] == TAG_FIELD_COUNTER else None
@@ -163,6 +171,16 @@ def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
             part = actor_part(actor, hlc) if name is None else field_counter_part(name, actor, hlc)
             delta[part] = (up, down, 0, 0)
     return delta
+
+
+def _count_again(row: Row, mine: Row | None, base: tuple[int, int]) -> Row | None:
+    """The own row joined with the neighbour's; None if that adds nothing."""
+    if mine is not None:
+        joined = tuple(map(max, row, mine))
+        return joined if joined != mine else None
+    p, n = max(row[0], base[0]), max(row[1], base[1])
+    again = (p, n, max(row[2], base[0]), max(row[3], base[1]))
+    return again if again[:2] != again[2:] else None
 
 
 def _base(part: Part, mine: Row | None, lacking: Lacking) -> tuple[int, int] | None:
@@ -207,7 +225,12 @@ def _set(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
                 _, known, removed = dots[seen]
                 dots[seen] = (seen, known, max(removed, min(rem, known)))
             gone = max(rem, own_cleared.get(seen, 0))
-            added = added or (lacking.has(add, seen) and add > gone)
+            if not lacking.has(add, seen) or add <= gone:
+                continue
+            if add > hlc:
+                added = True
+            elif seen not in dots or add > dots[seen][1]:
+                dots[seen] = (seen, add, max(rem, dots[seen][2] if seen in dots else 0))
         if added:
             dots[actor] = (actor, hlc, dots[actor][2] if actor in dots else 0)
         new = (element, tuple(sorted(dots.values())))

@@ -27,6 +27,9 @@ from .history import History, Op
 from .loop import Future, Lost
 from .node import Node
 
+SOON_MS = (50, 3_000)
+LATER_MS = 5 * 3_600_000
+"""Expiries: within the run, or long after it."""
 BITS_MAX = 60
 """Increments of one counter, each a power of two."""
 ELEMENTS = (b"ant", b"bee", b"cat", b"dog")
@@ -49,6 +52,8 @@ class Keys:
             b"c": self._counter,
             b"s": self._set,
             b"m": self._map,
+            b"x": self._expiring_register,
+            b"y": self._expiring_counter,
         }
         op = self._history.begin(node.name, key, "", node.world.loop.now_ms)
         future: Future[str] = Future()
@@ -67,19 +72,27 @@ class Keys:
             key, part = split_row_key(row_key)
             if key.startswith(RESERVED):
                 continue
-            for kind, name, value, at in _writes(type_code, part, body, stamp):
+            self._again(key, type_code, part, body)
+            for kind, name, value, at, expires_ms in _writes(type_code, part, body, stamp):
                 known = self._history.by_key.get(key, [])
                 if any(op.stamp == at and op.name == name for op in known):
                     continue
                 op = self._history.begin(node.name, key, kind, node.world.loop.now_ms)
-                op.name, op.value, op.stamp = name, value, at
-                for before in known:
-                    if before.kind == "add" and before.name == name and before.node == node.name:
-                        before.again.append(op)
+                op.name, op.value, op.stamp, op.expires_ms = name, value, at, expires_ms
                 self._history.happened(op)
                 node.say(f"op {op.number}: again {kind} {key.decode()} {name.decode()}")
                 node.world.trace.count("op", "written again")
                 node.when_durable(partial(self._answered, node, op, Future()), lambda: None)
+
+    def _again(self, key: bytes, type_code: int, part: Part, body: bytes) -> None:
+        row = decode_row(type_code, part, body)
+        bits, dots = 0, set[tuple[int, int]]()
+        if type_code == TYPE_COUNTER and part != HEAD:
+            bits = row[0] - row[2]
+        elif type_code == TYPE_SET and part != HEAD:
+            dots = {(add, actor) for actor, add, _ in row[1]}
+        for op in self._history.by_key.get(key, ()):
+            op.again = op.again or bool(op.bit & bits) or (op.kind == "add" and op.stamp in dots)
 
     def _answered(self, node: Node, op: Op, future: Future[str]) -> None:
         op.outcome = "ok"
@@ -106,6 +119,42 @@ class Keys:
             op.kind, op.value = "put", self._fresh()
             delta = register.put(rows, op.value, op.stamp)
         node.write(op.key, TYPE_REGISTER, delta, op.stamp)
+        return True
+
+    def _expires_ms(self, node: Node) -> int:
+        soon = self._random.random() < 0.7
+        return node.wall_ms() + (self._random.randint(*SOON_MS) if soon else LATER_MS)
+
+    def _expiring_register(self, node: Node, op: Op) -> bool:
+        """Written with a time to live, or without; what has expired is never shown."""
+        rows, now_ms = node.rows(op.key), node.wall_ms()
+        choice = self._random.random()
+        if choice < 0.4:
+            op.kind = "get"
+            shown = values.register_value(rows, now_ms)
+            if shown is None and values.register_value(rows, 0) is not None:
+                node.world.trace.count("rule", "expired key read")
+            late = self._history.expired(op.key, shown, now_ms)
+            if late is not None:
+                node.problems.append(f"{node.name} shows {op.key.decode()} of op {late} expired")
+            self._shown(node, op, lambda at: self._saw(op, shown, node, at))
+            return False
+        op.stamp = node.store.stamp(now_ms)
+        op.kind, op.value = "put", self._fresh()
+        op.expires_ms = self._expires_ms(node) if choice < 0.9 else 0
+        delta = register.put(rows, op.value, op.stamp, op.expires_ms)
+        node.write(op.key, TYPE_REGISTER, delta, op.stamp)
+        return True
+
+    def _expiring_counter(self, node: Node, op: Op) -> bool:
+        """Increments, and now and then an expiry of them all."""
+        rows, now_ms = node.rows(op.key), node.wall_ms()
+        if self._random.random() < 0.7 or not counter.exists(rows, now_ms):
+            return self._counter(node, op)
+        op.kind, op.stamp = "expire", node.store.stamp(now_ms)
+        op.expires_ms = self._expires_ms(node)
+        delta = counter.expire(rows, op.stamp, op.expires_ms)
+        node.write(op.key, TYPE_COUNTER, delta, op.stamp)
         return True
 
     def _saw(self, op: Op, shown: object, node: Node, at_ms: float) -> None:
@@ -186,14 +235,16 @@ class Keys:
 
 def _writes(
     type_code: int, part: Part, body: bytes, stamp: tuple[int, int]
-) -> Iterator[tuple[str, bytes, bytes | None, tuple[int, int]]]:
-    """What a row written again says: kind, field or element, value, stamp."""
+) -> Iterator[tuple[str, bytes, bytes | None, tuple[int, int], int]]:
+    """What a row written again says: kind, field or element, value, stamp, expiry."""
     row = decode_row(type_code, part, body)
     if type_code == TYPE_REGISTER and row[:2] == stamp:
-        yield "put", b"", None if row[2] == KIND_DEAD else row[3], stamp
+        yield "put", b"", None if row[2] == KIND_DEAD else row[3], stamp, row[6]
     elif type_code == TYPE_MAP and part == HEAD:
-        yield "clear", b"", None, row[:2]
+        yield "clear", b"", None, row[:2], 0
     elif type_code == TYPE_MAP and part[0] == TAG_FIELD and row[:2] == stamp:
-        yield "put", part[1:], None if row[2] == KIND_DEAD else row[3], stamp
+        yield "put", part[1:], None if row[2] == KIND_DEAD else row[3], stamp, 0
     elif type_code == TYPE_SET and part != HEAD and (stamp[1], stamp[0]) in (d[:2] for d in row[1]):
-        yield "add", part[1:], None, stamp
+        yield "add", part[1:], None, stamp, 0
+    elif type_code == TYPE_COUNTER and part == HEAD and row[:2] == stamp:
+        yield "expire", b"", None, stamp, row[2]

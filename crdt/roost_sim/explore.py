@@ -1,4 +1,4 @@
-"""The command line: replay one seed with its trace, or run many and report what was reached."""
+"""The command line: replay one seed with its trace, run many and report, or count copies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice
 
+from . import copies
 from .run import Run, Verdict
 
 CHUNK = 4
@@ -111,7 +112,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--start", type=int, default=1, help="the first seed (default 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--detailed", action="store_true", help="trace session frames too")
+    parser.add_argument("--copies", type=int, metavar="SEEDS", help="count copies by topology")
     chosen = parser.parse_args(arguments)
+    if chosen.copies is not None:
+        print(copies.report(chosen.copies))
+        return 0
     if chosen.seed is not None:
         return replay(chosen.seed, detailed=chosen.detailed)
     if chosen.seeds is None and chosen.minutes is None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from .disk import Image
 from .history import History
 from .hosting import Surroundings
+from .memberfaults import MemberFaults
 from .node import Node
 from .sessionfaults import SessionFaults
 from .sessions import Sessions
@@ -27,6 +28,10 @@ class Cluster(Protocol):
     def start(self, name: str) -> None: ...
 
     def join(self, name: str, neighbours: Iterable[str]) -> Node: ...
+
+    def may_leave(self, name: str) -> bool: ...
+
+    def leave(self, name: str) -> None: ...
 
 
 class Faults:
@@ -58,6 +63,7 @@ class Faults:
             "node joins": self._join,
             "drain": self._drain,
             **SessionFaults(cluster, random, self).kinds,
+            **MemberFaults(cluster, random, self.later, self._void).kinds,
         }
         assert kinds.keys() <= self._do.keys()
 
@@ -245,7 +251,7 @@ class Faults:
     def _clone(self) -> bool:
         """A block-level clone of a store joins as another node."""
         node = self._alive()
-        name = f"x{len(self._cluster.nodes)}"
+        name = f"x{len(self._cluster.edges)}"
         if node is None or node.disk.lying or node.store.dirty or len(self._cluster.nodes) > 6:
             return False
         if any(other.startswith("x") for other in self._cluster.nodes):
@@ -261,7 +267,7 @@ class Faults:
         return True
 
     def _join(self) -> bool:
-        name = f"j{len(self._cluster.nodes)}"
+        name = f"j{len(self._cluster.edges)}"
         if len(self._cluster.nodes) > 6:
             return False
         names = sorted(self._cluster.nodes)

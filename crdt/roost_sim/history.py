@@ -40,9 +40,11 @@ class Op:
     """A reset: the bits that it took away."""
     removes: tuple[Stamp, ...] = ()
     """A remove: the newest add of each actor that it saw."""
+    expires_ms: int = 0
+    """Wall-clock milliseconds, 0 = never. Of a counter: what EXPIRE said."""
     outcome: str = "unknown"
-    again: list[Op] = field(default_factory=list)
-    """An add that a reseed gave up: as what it was written again."""
+    again: bool = False
+    """A reseed has written it again: whoever removed it meanwhile may have collected it since."""
     certificates: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -89,12 +91,19 @@ class History:
 
     # --- what must be there
 
-    def check_latest(self, key: bytes, name: bytes, value: bytes | None) -> str:
-        """ "" if `value` is what the writes to a register or a field leave behind."""
+    def expired(self, key: bytes, value: object, now_ms: int) -> int | None:
+        """The number of the write of `value` if that has expired at `now_ms`."""
+        for op in self.by_key.get(key, ()):
+            if value is not None and op.value == value and 0 < op.expires_ms <= now_ms:
+                return op.number
+        return None
+
+    def check_latest(self, key: bytes, name: bytes, value: bytes | None, now_ms: int = 0) -> str:
+        """ "" if `value` is what the writes to a register or a field leave behind at `now_ms`."""
         writes = [op for op in self.by_key.get(key, ()) if op.name == name or op.kind == "clear"]
         floor = max((op.stamp for op in writes if op.sure), default=(0, 0))
         allowed = [op for op in writes if op.stamp >= floor]
-        possible = {op.value for op in allowed}
+        possible = {None if 0 < op.expires_ms <= now_ms else op.value for op in allowed}
         if floor == (0, 0):
             possible.add(None)
         if value in possible:
@@ -102,7 +111,7 @@ class History:
         newest = [f"{op.value!r} (op {op.number} at {op.node})" for op in allowed]
         return f"{_shown(key, name)} is {value!r}, expected {' or '.join(newest) or 'nothing'}"
 
-    def check_counter(self, key: bytes, value: int) -> str:
+    def check_counter(self, key: bytes, value: int, now_ms: int = 0) -> str:
         ops = self.by_key.get(key, ())
         adds = [op for op in ops if op.bit]
         gone = may_go = 0
@@ -112,11 +121,13 @@ class History:
                 if op.sure:
                     gone |= op.observed
         known = sum(op.bit for op in adds)
+        if any(op.kind == "expire" and op.expires_ms <= now_ms for op in ops):
+            may_go = known  # a whole life may be over
         if value < 0 or value & ~known:
             return f"{_shown(key)} is {value:#x}: increments that nobody made ({known:#x} are)"
         for op in adds:
             there = bool(value & op.bit)
-            if there and op.bit & gone:
+            if there and op.bit & gone and not op.again:
                 return f"{_shown(key)} holds op {op.number}, which a reset took away"
             if not there and op.sure and not op.bit & may_go:
                 return f"{_shown(key)} lacks op {op.number} of {op.node}, which was answered"
@@ -129,7 +140,9 @@ class History:
             adds = [op for op in ops if op.kind == "add" and op.name == element]
             sees = [op for op in ops if op.kind == "remove" and op.name == element]
             certain = [op for op in adds if op.sure and not any(_saw(r, op) for r in sees)]
-            possible = [op for op in adds if not any(r.sure and _saw(r, op) for r in sees)]
+            possible = [
+                op for op in adds if op.again or not any(r.sure and _saw(r, op) for r in sees)
+            ]
             if element in present and not possible:
                 return f"{_shown(key, element)} is there though every add of it was removed"
             if element not in present and certain:
@@ -142,8 +155,7 @@ class History:
 
 def _saw(remove: Op, add: Op) -> bool:
     hlc, actor = add.stamp
-    seen = any(seen[1] == actor and seen[0] >= hlc for seen in remove.removes)
-    return seen or any(_saw(remove, again) for again in add.again)
+    return any(seen[1] == actor and seen[0] >= hlc for seen in remove.removes)
 
 
 def _shown(key: bytes, name: bytes = b"") -> str:

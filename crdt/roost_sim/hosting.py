@@ -10,6 +10,7 @@ from roost_crdt.limits import Limits
 
 from .loop import Loop
 from .network import Network
+from .store import SEGMENTS_KEPT
 from .trace import Trace
 
 
@@ -34,3 +35,4 @@ class Surroundings:
     random: Random
     trace: Trace
     limits: Limits
+    segments_kept: int = SEGMENTS_KEPT

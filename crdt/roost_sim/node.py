@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from roost_crdt import logformat
 from roost_crdt.collection import Stage
 from roost_crdt.errors import ActorReused, PeerError
-from roost_crdt.frames import Error, Greeting, decode_frame, decode_greeting, encode_frame
+from roost_crdt.frames import (
+    SHARED_ACTOR,
+    Error,
+    Greeting,
+    decode_frame,
+    decode_greeting,
+    encode_frame,
+)
 from roost_crdt.membership import Membership
 from roost_crdt.membership.collector import keep_floor, load_floor
 from roost_crdt.record import Record
@@ -60,6 +67,8 @@ class Node:
         self.excused_rollbacks = 0
         """Disks that lied and copies that were restored: a Rollback is no surprise then."""
         self.rollbacks = 0
+        self.repaired = 0
+        """Buckets that anti-entropy fetched."""
         self.greeted = False
         """Whether a neighbour has agreed with this life's actor."""
         self.may_write_before_greeting = True
@@ -114,6 +123,7 @@ class Node:
                 now_ms=self.wall_ms(),
                 random_bytes=world.random.randbytes,
                 step=self.step,
+                segments_kept=world.segments_kept,
             )
         except BaseException:
             self.life = None
@@ -155,6 +165,8 @@ class Node:
         )
         self.links = {}
         self.greeted = False
+        self._repairs = 0
+        self._dialled_as: dict[str, int] = {}
         self._looked_ms = 0
         self.heard_ms = {}
         self.backoff_ms = dict.fromkeys(self.neighbours, 200.0)
@@ -316,6 +328,11 @@ class Node:
         for peer in effects.sums:
             self.world.trace.count("rule", "bucket sums told")
             self.replica.sums_read(peer, *self.store.sums(), self._now())
+        repaired = self.replica.antientropy.buckets_repaired
+        if repaired > self._repairs:
+            self.world.trace.reached["rule:bucket fetched"] += repaired - self._repairs
+            self.repaired += repaired - self._repairs
+            self._repairs = repaired
         for peer, row_key, bytes_max in effects.bucket_scans:
             rows = self.store.scan_rows(row_key, bytes_max)
             self.replica.bucket_scanned(peer, row_key, rows, self._now())
@@ -453,6 +470,7 @@ class Node:
             return
         self.flush()
         connection = network.connect(self.name, peer)
+        self._dialled_as[peer] = self.store.actor
         network.send(connection, self.name, self.replica.greeting(self._head_of(peer)))
         self.world.loop.after(DIAL_TIMEOUT_MS, self.life, self._dialled, connection, peer)
 
@@ -496,6 +514,9 @@ class Node:
         except PeerError as error:
             self.say(f"refuses {peer}: {error}")
             self.world.trace.count("rule", "greeting refused")
+            if error.code == SHARED_ACTOR and connection.dialler == self.name:
+                actor = self._dialled_as.get(peer, 0)
+                self._rollback(peer, actor, self.store.vv.get(actor, 0))
             if answer is not None and peer in self.replica.reseeds and not self.replica.reseeding:
                 self.world.network.send(connection, self.name, answer)
             self._refuse(connection, peer, error)
@@ -530,7 +551,7 @@ class Node:
             raise PeerError(f"{peer} was told another history of this actor at {hlc}")
 
     def _refuse(self, connection: Connection, peer: str, error: PeerError) -> None:
-        frame = encode_frame(Error("PeerError", str(error)[:1_000]))
+        frame = encode_frame(Error(error.code, str(error)[:1_000]))
         if self.name in connection.open:
             self.world.network.send(connection, self.name, frame)
             self.world.network.close(connection, self.name)

@@ -65,7 +65,17 @@ KINDS = {
     "home cut from standby": 1.0,
     "drain in trouble": 1.0,
     "takeover in trouble": 1.0,
+    "member removed": 0.5,
+    "member away": 0.7,
+    "member leaves": 0.5,
+    "rows lost": 1.0,
 }
+MEMBERS_REMOVED = {"member removed", "member away"}
+WHOLE_LOG = 1_000
+"""Segments. A node that reseeds has to find in its log what of its counters the others had seen:
+the daemon keeps the log until its neighbours hold it."""
+HISTORY_LOST = ("lying disk", "old copy restored", "store cloned")
+"""Where rows get lost as well, nobody may be left who holds them."""
 
 
 @dataclass(slots=True)
@@ -84,6 +94,8 @@ class Plan:
     @classmethod
     def of(cls, random: Random) -> Plan:
         chosen = random.sample(sorted(KINDS), random.randint(4, len(KINDS)))
+        if "rows lost" in chosen:
+            chosen = [kind for kind in chosen if kind not in HISTORY_LOST]
         return cls(
             topology=random.choice(("line", "ring", "star", "mesh", "random")),
             nodes=random.randint(2, 5),
@@ -136,10 +148,14 @@ class Run:
         self.trace = Trace(keep=keep_trace)
         self.problems: list[str] = []
         loop = Loop(self._on_crash)
-        network = Network(loop, self.random, lambda name: self.nodes[name])
+        network = Network(loop, self.random, lambda name: self.nodes.get(name) or self.left[name])
         self.world = Surroundings(loop, network, self.random, self.trace, LIMITS)
+        if self.plan.kinds.keys() & MEMBERS_REMOVED:
+            self.world.segments_kept = WHOLE_LOG
         self.history = History()
         self.nodes: dict[str, Node] = {}
+        self.left: dict[str, Node] = {}
+        """Those that are gone for good."""
         self.edges: list[tuple[str, str]] = []
         self.keys = Keys(self.history, self.random)
         self.talks = Talks()
@@ -191,10 +207,26 @@ class Run:
             self._link(name, other)
         return node
 
+    def may_leave(self, name: str) -> bool:
+        """Whether the others reach each other without it, and no session or grant lives on it."""
+        others = self.nodes.keys() - {name}
+        tied = self.plan.talkers or self.talks.sids or self.quotas is not None
+        if len(others) < 2 or tied or name not in self.nodes:
+            return False
+        seen, new = set[str](), {min(others)}
+        while new:
+            seen |= new
+            new = {b for edge in self.edges for a, b in (edge, edge[::-1]) if a in new}
+            new = (new & others) - seen
+        return seen == others
+
+    def leave(self, name: str) -> None:
+        self.left[name] = self.nodes.pop(name)
+
     def start(self, name: str) -> None:
         """Start a node that is down; a store that refuses to open is a finding."""
-        node = self.nodes[name]
-        if node.life is not None:
+        node = self.nodes.get(name)
+        if node is None or node.life is not None:
             return
         try:
             node.start()
@@ -218,8 +250,8 @@ class Run:
             await loop.sleep(self.plan.pause_ms * 2 * random.random(), None)
             if random.random() < 0.05:
                 home = random.choice(sorted(self.nodes))
-            node = self.nodes[home]
-            if node.life is None or loop.now_ms < node.life.paused_until_ms:
+            node = self.nodes.get(home)
+            if node is None or node.life is None or loop.now_ms < node.life.paused_until_ms:
                 continue
             if not node.may_write_before_greeting and not node.greeted:
                 continue
@@ -229,7 +261,8 @@ class Run:
             if node.replica.clock_refused():
                 self.trace.count("rule", "own writes refused by clock")
                 continue
-            key = random.choice((b"r", b"r", b"c", b"s", b"m")) + b"%d" % random.randint(1, 3)
+            kind = random.choice((b"r", b"r", b"c", b"c", b"s", b"s", b"m", b"m", b"x", b"y"))
+            key = kind + b"%d" % random.randint(1, 3)
             _, future = self.keys.perform(node, key)
             try:
                 await future
@@ -238,7 +271,8 @@ class Run:
 
     # --- the run
 
-    def run(self) -> Verdict:
+    def begin(self) -> None:
+        """Nodes start, clients work."""
         self._build()
         loop, plan = self.world.loop, self.plan
         self.trace.say(
@@ -259,6 +293,10 @@ class Run:
             for _ in range(SPENDERS):
                 spends = self.quotas.client(self.nodes, lambda: self._busy, plan.pause_ms)
                 loop.spawn(spends, None)
+
+    def run(self) -> Verdict:
+        self.begin()
+        loop, plan = self.world.loop, self.plan
         faults = Faults(self, self.random, plan.kinds)
         faults.run(plan.duration_ms, plan.fault_every_ms)
         loop.run_until(plan.duration_ms)
@@ -268,7 +306,7 @@ class Run:
         heal_ms = self._quiesce(loop.now_ms)
         if not self.problems:
             self._check()
-        for node in self.nodes.values():
+        for node in (*self.nodes.values(), *self.left.values()):
             self.problems += node.problems
             if node.life is not None:
                 node.life.end()
@@ -315,15 +353,28 @@ class Run:
             states.append({actor: hlc for actor, hlc in node.store.vv.items() if hlc})
         if any(state != states[0] for state in states):
             return False
+        if self._repairs() and len({node.store.digest()[0] for node in self.nodes.values()}) > 1:
+            return False
         return settled(self.nodes, self.talks.sids)
+
+    def _repairs(self) -> bool:
+        """Whether rows may differ at equal vectors: some got lost, or a history was lost."""
+        return bool(
+            self.trace.reached["fault:rows lost"]
+            or any(node.excused_rollbacks for node in self.nodes.values())
+        )
 
     # --- what must hold
 
     def _check(self) -> None:
         nodes = [self.nodes[name] for name in sorted(self.nodes)]
+        for node in nodes:
+            if node.repaired and not self._repairs():
+                self.problems.append(f"I3: {node.name} had to fetch {node.repaired} buckets again")
         first = nodes[0]
         for node in nodes[1:]:
-            if node.store.root() != first.store.root():
+            now_ms = START_MS + int(self.world.loop.now_ms)
+            if node.store.root(now_ms) != first.store.root(now_ms):
                 self.problems.append(f"I3: digests of {first.name} and {node.name} differ")
         for key in sorted(self.history.by_key):
             shown = [(node.name, self._shown(node, key)) for node in nodes]
@@ -352,12 +403,12 @@ class Run:
         return None
 
     def _check_key(self, node: Node, key: bytes) -> None:
-        shown = self._shown(node, key)
+        shown, now_ms = self._shown(node, key), START_MS + int(self.world.loop.now_ms)
         kind = key[:1]
-        if kind == b"r":
-            found = [self.history.check_latest(key, b"", shown)]  # type: ignore[arg-type]
-        elif kind == b"c":
-            found = [self.history.check_counter(key, shown or 0)]  # type: ignore[arg-type]
+        if kind in (b"r", b"x"):
+            found = [self.history.check_latest(key, b"", shown, now_ms)]  # type: ignore[arg-type]
+        elif kind in (b"c", b"y"):
+            found = [self.history.check_counter(key, shown or 0, now_ms)]  # type: ignore[arg-type]
         elif kind == b"s":
             found = [self.history.check_set(key, shown or ())]  # type: ignore[arg-type]
         else:

@@ -73,8 +73,10 @@ class Store:
         now_ms: int,
         random_bytes: Callable[[int], bytes],
         step: Callable[[str], None],
+        segments_kept: int = SEGMENTS_KEPT,
     ) -> None:
         self.disk = disk
+        self._segments_kept = segments_kept
         self.keys: dict[bytes, KeyRows] = {}
         self.items: dict[int, dict[bytes, bytes]] = {}
         self.vv: dict[int, int] = {}
@@ -327,7 +329,7 @@ class Store:
             buckets[bucket] = (buckets[bucket] + part.live) % digest.MODULUS
         return dict(self.vv), buckets
 
-    def root(self, now_ms: int = 0) -> str:
+    def root(self, now_ms: int) -> str:
         """The digest of DESIGN 8, over all buckets, worked out anew."""
         buckets = [0] * digest.BUCKETS
         hours: dict[int, int] = {}
@@ -387,6 +389,13 @@ class Store:
         covers = None if vv is None else dict(vv)
         self._append(logformat.KIND_DROP, _encode((list(row_keys), covers)))
         self._drop(row_keys, covers)
+
+    def lose(self, row_keys: Sequence[bytes]) -> None:
+        """Damage: rows are gone, in memory and in the index, and no log entry says so."""
+        self._drop(row_keys, None)
+        for name in row_keys:
+            self.disk.index.rows.pop(name, None)
+        self._digest = None
 
     def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int:
         self._append(kind, _encode(list(items.items())))
@@ -461,7 +470,9 @@ class Store:
 
     def _trim(self) -> None:
         numbers = sorted(self._starts)
-        while len(numbers) > SEGMENTS_KEPT and self._starts[numbers[1]] - 1 <= self.applied_seq:
+        while (
+            len(numbers) > self._segments_kept and self._starts[numbers[1]] - 1 <= self.applied_seq
+        ):
             number = numbers.pop(0)
             del self._starts[number]
             self.disk.delete(number)

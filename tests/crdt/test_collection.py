@@ -352,7 +352,8 @@ def test_a_head_stays_as_long_as_a_row_that_it_hides() -> None:
     found = dead_rows(TYPE_COUNTER, b"k", rows, 100, 50)
     assert found == {}, "hidden is not dead"
     end = end_life(TYPE_COUNTER, rows, {}, (120 * ms, 1), 100)
-    assert len(end) == 2
+    assert len(end) == 3
+    assert end[HEAD] == (120 * ms, 1, 0), "the next life has no expiry"
     assert end_life(TYPE_COUNTER, {**rows, **end}, {}, (121 * ms, 1), 100) == {}
     assert end_life(TYPE_COUNTER, rows, {}, (120 * ms, 1), 90) == {}
     assert head_actor(rows) == 1
@@ -385,15 +386,25 @@ def test_the_end_of_a_set_and_a_map_takes_away_what_it_observes_only() -> None:
     assert end_life(TYPE_REGISTER, register.put({}, b"v", (1, 1), 5), {}, (9, 1), 60) == {}
 
 
-def test_the_end_of_what_was_deleted_before_is_no_write() -> None:
-    """The expiry is still in the head, but hides nothing: everyone collects it by itself."""
+def test_a_head_that_would_hide_the_next_life_goes_after_the_end_is_written() -> None:
+    """Whoever drops it earlier begins a life that is hidden where the head is still held."""
     ms = 1 << 16
     elements = set_rows.add({}, [b"e"], (5 * ms, 1), 0)
     elements |= set_rows.expire(elements, (6 * ms, 1), 50)
     elements |= set_rows.delete(elements, {1: 6 * ms}, (7 * ms, 1))
-    assert elements[HEAD][-1] == 50
-    assert end_life(TYPE_SET, elements, {1: 7 * ms}, (70 * ms, 1), 60) == {}
-    assert set(dead_rows(TYPE_SET, b"k", elements, 100, 0)) == set(elements)
+    count = counter.add({}, 3, (5 * ms, 1), 0)
+    count |= counter.expire(count, (6 * ms, 1), 50)
+    count |= counter.delete(count, (7 * ms, 1), 40)
+    fields = map_rows.put({}, {b"f": b"1"}, (5 * ms, 1), 0)
+    fields |= map_rows.expire(fields, (6 * ms, 1), 50)
+    fields |= map_rows.remove(fields, [b"f"], (7 * ms, 1))
+    for type_code, rows in ((TYPE_SET, elements), (TYPE_COUNTER, count), (TYPE_MAP, fields)):
+        assert rows[HEAD][-1] == 50
+        assert HEAD not in dead_rows(type_code, b"k", rows, 100, 0)
+        assert end_life(type_code, rows, {1: 7 * ms}, (70 * ms, 1), 40) == {}
+        ended = {**rows, **end_life(type_code, rows, {1: 7 * ms}, (70 * ms, 1), 60)}
+        assert ended[HEAD][-1] == 0
+        assert set(dead_rows(type_code, b"k", ended, 100, 0)) == set(rows)
 
 
 def test_the_end_of_a_document_spares_an_edit_that_it_did_not_see() -> None:

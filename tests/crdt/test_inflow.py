@@ -373,3 +373,15 @@ def test_what_nobody_up_holds_is_not_lacking_after_a_refusal() -> None:
     receiver.inflow.refused(FAR, 0, receiver.now_ms)
     assert receiver.inflow.wake_ms() == NO_WAKE_MS
     assert receiver.inflow.lag_ms(NOW_MS + 9) == 0
+
+
+def test_the_origin_itself_is_given_the_time_of_its_own_way() -> None:
+    """A detour may be quicker: what comes over it is announced first, and not asked for."""
+    receiver = Receiver("ab")
+    receiver.near.nodes[FAR] = "b"
+    receiver["a"].rtt_ms, receiver["b"].rtt_ms = 2.0, 400.0
+    receiver.shown("a", FAR, 9)
+    slack_ms = receiver.near.limits.want_slack_ms
+    assert receiver.inflow.wake_ms() == receiver.now_ms + 200 + slack_ms
+    assert receiver.wait(199 + slack_ms) == []
+    assert receiver.wait(1) == [("a", f.Want(FAR, 0))]

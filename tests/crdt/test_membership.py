@@ -98,4 +98,4 @@ def test_nothing_is_reported_by_a_node_whose_clock_is_refused() -> None:
 
 def test_a_simulated_store_is_a_members_store() -> None:
     store: MemberStore = Cluster("a")["a"].store
-    assert store.dirty is False
+    assert store.actor

@@ -219,7 +219,8 @@ def test_what_an_expiry_hides_is_ended_by_the_node_that_set_it() -> None:
     early = collecting(store, now_ms=lambda: NOW + 20)
     run(early)
     assert values.counter_value(store.key_rows(b"c").rows, NOW) == 5, "a clock may still show it"
-    run(collecting(store), 60)
+    clock = count(NOW + 3_600_000, 50)
+    run(collecting(store, now_ms=lambda: next(clock)), 60)
     assert b"c" not in store.keys
 
 

@@ -9,6 +9,7 @@ import pytest
 from membership_kit import NOW, Cluster, count, incr, open_store, put, value
 
 from roost_crdt.errors import CorruptData, Full
+from roost_crdt.frames import Greeting
 from roost_crdt.hlc import Stamp
 from roost_crdt.logformat import KIND_META
 from roost_crdt.members import Member, Roster
@@ -173,6 +174,64 @@ def test_actors_given_up_before_count_as_own() -> None:
     to_the_end(work, mine, peer)
     assert value(mine, b"k") == b"unsent"
     assert value(mine, b"z") == b"under the new one"
+
+
+def test_writes_of_an_actor_that_no_roster_names_are_exported() -> None:
+    mine, peer = behind()
+    reseeding(mine)
+    mine.flush()
+    mine.renew_actor(Random(5).randbytes)
+    work = reseeding(mine)
+    work.tick()
+    mine.flush()
+    work.trigger("peer", peer.vv, {})
+    to_the_end(work, mine, peer)
+    assert value(mine, b"k") == b"unsent"
+    assert count(mine, b"n") == 7
+
+
+def test_an_actor_that_cannot_be_kept_yet_is_kept_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, told = open_store(), list[str]()
+
+    def full(*_: object) -> None:
+        raise Full("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mine, "put", full)
+        work = reseeding(mine, told=told)
+    assert told == ["the actor is kept later: no room"]
+    work.tick()
+    assert mine.get(KIND_META, module.ACTORS) is not None
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_what_the_neighbour_held_and_nobody_holds_any_more_is_not_waited_for(linked: bool) -> None:
+    """It had to give up its own rows meanwhile, or left for good."""
+    mine, peer = behind()
+    roster = Roster()
+    work = reseeding(mine, roster=roster)
+    work.trigger("peer", {**peer.vv, 99: 5}, {})
+    while work.stage != "join":
+        work.tick()
+    take_all(work, mine, peer)
+    work._replica._near.vv.update(mine.vv)
+    roster.nodes["peer"] = Member("peer", peer.actor, (), {}, 0)
+    work.tick()
+    assert work.stage == "join", "it may come back with what it held"
+    if not linked:
+        del roster.nodes["peer"]
+        work.tick()
+        assert work.stage == "join", "nobody is there to say"
+    name = "peer" if linked else "other"
+    greeting = Greeting(
+        versions=(1,), cluster="c", node=name, store_id=bytes(16), actor=55, vv={**peer.vv, 7: 1}
+    )
+    work._replica.link_up(name, greeting, NOW)
+    work.tick()
+    assert work.stage == "join", "something is still to come"
+    mine.accept_rows((), {7: 1})
+    to_the_end(work, mine, peer)
+    assert value(mine, b"k") == b"unsent"
 
 
 def test_what_cannot_be_written_again_is_named_and_the_rest_goes_on() -> None:

@@ -23,6 +23,7 @@ from roost_crdt.rows.layout import (
     TYPE_REGISTER,
     TYPE_SET,
     VALUE,
+    actor_part,
 )
 
 ME, PEER, NEW = 1, 2, 9
@@ -144,11 +145,32 @@ def test_increments_by_difference_where_the_row_was_collected() -> None:
     rows |= counter.add(rows, 3, (20, ME), 0)
     (part,) = rows
     lacking = Lacking((ME,), {ME: 10}, (50, NEW), {part: (5, 0)})
-    (count,) = rewrite(TYPE_COUNTER, {}, rows, lacking).values()
-    assert count == (3, 0, 0, 0)
+    again = rewrite(TYPE_COUNTER, {}, rows, lacking)
+    assert again == {part: (8, 0, 5, 0)}, "what was collected is not counted again"
     assert rewrite(TYPE_COUNTER, {}, rows, lacking._replace(bases={})) == {}, "cannot be told"
     (born,) = rewrite(TYPE_COUNTER, {}, rows, lacking._replace(vv={ME: 9}, bases={})).values()
     assert born == (8, 0, 0, 0)
+    assert rewrite(TYPE_COUNTER, {}, rows, lacking._replace(bases={part: (8, 0)})) == {}
+    assert rewrite(TYPE_COUNTER, rows, rows, lacking) == {}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_records_of_the_old_actor_that_somebody_passes_on_count_once(first: bool) -> None:
+    held = counter.add({}, 5, (10, ME), 0)
+    mine = {**held, **counter.add(held, 3, (20, ME), 0)}
+    elements = set_rows.add({}, [b"e"], (20, ME), 0)
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+    for type_code, before, late, value in (
+        (TYPE_COUNTER, held, mine, 8),
+        (TYPE_SET, {}, elements, [b"e"]),
+    ):
+        at_once = {**before, **rewrite(type_code, before, late, lacking)}
+        if not first:
+            at_once = {**before, **join_delta(type_code, before, late)}
+            late = rewrite(type_code, before, late, lacking)
+        both = {**at_once, **join_delta(type_code, at_once, late)}
+        assert shown(type_code, both) == value
+        assert both == at_once
 
 
 def test_a_register_that_was_collected_is_written_again_and_a_tombstone_is_not() -> None:
@@ -164,6 +186,10 @@ def test_a_stamp_from_the_future_is_got_rid_of() -> None:
     lacking = Lacking((ME,), {}, (50, NEW))
     put = register.put({}, b"v", (9_000, ME))
     assert rewrite(TYPE_REGISTER, {}, put, lacking)[VALUE][:2] == (50, NEW)
+    ahead = counter.add({}, 3, (9_000, ME), 0)
+    assert rewrite(TYPE_COUNTER, {}, ahead, lacking) == {actor_part(NEW, 50): (3, 0, 0, 0)}
+    added = set_rows.add({}, [b"e"], (9_000, ME), 0)
+    assert list(rewrite(TYPE_SET, {}, added, lacking).values()) == [(b"", ((NEW, 50, 0),))]
     fields = map_rows.put({}, {b"f": b"1"}, (8_000, ME), 0)
     fields |= map_rows.delete(fields, (9_000, ME))
     fields |= map_rows.put(fields, {b"g": b"2"}, (9_001, ME), 0)

@@ -8,7 +8,10 @@ import sys
 import pytest
 from sim.seeds import FOUND
 
+from roost_sim import copies
 from roost_sim.explore import Tally, run_seed
+from roost_sim.history import History
+from roost_sim.scenario import Scenario
 
 
 @pytest.mark.parametrize("seed", sorted(FOUND))
@@ -50,3 +53,46 @@ def test_the_report_says_what_was_reached() -> None:
     assert "8 seeds, 8 clean" in report
     for reached in ("Heartbeat", "Records", "kill", "Stream", "before flush"):
         assert reached in report
+
+
+@pytest.mark.parametrize("topology", ["line", "star", "ring", "mesh"])
+def test_a_record_arrives_about_once(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "WARM_MS", 2_000.0)
+    monkeypatch.setattr(copies, "MEASURED_MS", 3_000.0)
+    taken, arrived = copies.copies(topology, 1)
+    assert taken > 500
+    assert arrived <= taken * (1.05 if topology == "ring" else 1.002)
+
+
+def test_a_row_that_is_lost_is_fetched_and_nothing_else_is() -> None:
+    scenario = Scenario()
+    scenario.play("nodes eu us\nlink eu us 5\nput eu k v\nput eu l w\nsettle\n")
+    eu, us = (scenario._run.nodes[name] for name in ("eu", "us"))
+    us.store.lose([b"k\0\x02"])
+    us.excused_rollbacks += 1
+    assert us.store.digest() != eu.store.digest()
+    scenario.play("settle\nexpect us k v\n")
+    assert (eu.repaired, us.repaired) == (1, 1)
+
+
+def test_a_history_knows_what_has_expired() -> None:
+    history = History()
+    op = history.begin("eu", b"x", "put", 0.0)
+    op.value, op.stamp, op.expires_ms = b"v", (1, 1), 50
+    history.happened(op)
+    op.certify("eu", 1.0)
+    assert history.check_latest(b"x", b"", b"v", 49) == ""
+    assert history.check_latest(b"x", b"", None, 50) == ""
+    assert "x is b'v'" in history.check_latest(b"x", b"", b"v", 50)
+    assert history.check_latest(b"x", b"", None, 49)
+    assert history.expired(b"x", b"v", 49) is None
+    assert history.expired(b"x", b"v", 50) == op.number
+    add = history.begin("eu", b"y", "add", 0.0)
+    add.bit, add.stamp = 1, (1, 1)
+    history.happened(add)
+    add.certify("eu", 1.0)
+    end = history.begin("eu", b"y", "expire", 0.0)
+    end.expires_ms, end.stamp = 50, (2, 1)
+    history.happened(end)
+    assert history.check_counter(b"y", 0, 50) == ""
+    assert "lacks op" in history.check_counter(b"y", 0, 49)

@@ -102,8 +102,8 @@ class Membership:
 
     def tick(self) -> None:
         """Called every quarter of a second."""
+        self.reseeding.tick()
         if self.reseeding.stage:
-            self.reseeding.tick()
             return
         if not self._agreed_with():
             return

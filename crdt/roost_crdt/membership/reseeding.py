@@ -34,6 +34,8 @@ from roost_crdt.rows.layout import (
 from .collector import GC_FLOOR
 from .storage import MemberStore
 
+ACTORS = b"actors"
+ACTORS_MAX = 1_000
 MARKER = b"reseed"
 PAGES = b"reseed/"
 _PAGE_BYTES = 512 << 10
@@ -65,6 +67,7 @@ class Exported(msgspec.Struct, array_like=True, frozen=True):
     bases: dict[bytes, tuple[int, int]]
 
 
+_decode_actors = msgspec.msgpack.Decoder(tuple[int, ...]).decode
 _decode_marker = msgspec.msgpack.Decoder(Marker).decode
 _decode_page = msgspec.msgpack.Decoder(list[Exported]).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -99,6 +102,7 @@ class Reseeding:
         self._random_bytes = random_bytes
         self._tell = tell
         self._trigger: tuple[str, dict[int, int], dict[int, int]] | None = None
+        self._remember()
         raw = store.get(KIND_META, MARKER)
         self._marker = None if raw is None else _decode_marker(raw)
         if self._marker is not None and self._marker.stage == "wipe":
@@ -126,8 +130,23 @@ class Reseeding:
             actors = (*self._marker.actors, self._store.actor)
             self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor)))
 
+    def _own_actors(self) -> tuple[int, ...]:
+        raw = self._store.get(KIND_META, ACTORS)
+        return () if raw is None else _decode_actors(raw)
+
+    def _remember(self) -> None:
+        """Keep the actors that this store wrote as: who never met anybody is in no roster."""
+        actors, actor = self._own_actors(), self._store.actor
+        if actor in actors:
+            return
+        try:
+            self._store.put(KIND_META, {ACTORS: _encode((*actors, actor)[-ACTORS_MAX:])})
+        except RoostError as error:
+            self._tell(f"the actor is kept later: {error}")
+
     def tick(self) -> None:
         """The next step. A refused write is tried again."""
+        self._remember()
         try:
             if self.stage in ("export", "wipe"):
                 if not self._replica.peers:
@@ -154,7 +173,7 @@ class Reseeding:
         assert self._trigger is not None
         peer, vv, floor = self._trigger
         mine = self._roster.nodes.get(self._node)
-        known = () if mine is None else (*mine.retired, mine.actor)
+        known = (*self._own_actors(), *(() if mine is None else (*mine.retired, mine.actor)))
         actors = (*dict.fromkeys(a for a in known if a != self._store.actor), self._store.actor)
         lacking = Lacking(frozenset(actors), vv, (0, 0))
         touched: dict[bytes, set[Part]] = {}
@@ -291,7 +310,9 @@ class Reseeding:
     # -- join and write
 
     def _join(self, marker: Marker) -> None:
-        if self._replica.takes_rows or not covers(self._store.vv, marker.vv):
+        if self._replica.takes_rows:
+            return
+        if not covers(self._store.vv, marker.vv) and not self._is_gone(marker):
             return
         pages = self._store.scan(KIND_META, PAGES, b"", 1)
         if not pages:
@@ -305,6 +326,18 @@ class Reseeding:
         if ops:
             self._committed(self._store.commit(stamp, ops))
         self._store.put(KIND_META, {name: None})
+
+    def _is_gone(self, marker: Marker) -> bool:
+        """Whether the neighbour for whom the rows were given up no longer holds what it held then
+        (it had to give up its own, or left), and all that is left to be had is here."""
+        peers = self._replica.peers
+        peer = peers.get(marker.peer)
+        if peer is None:
+            lost = marker.peer not in self._roster.members
+        else:
+            lost = not covers(peer.held, marker.vv)
+        vv = self._store.vv
+        return lost and bool(peers) and all(covers(vv, other.held) for other in peers.values())
 
     def _again(self, one: Exported, lacking: Lacking) -> Iterator[tuple[bytes, int, Delta]]:
         try:

@@ -154,6 +154,11 @@ def delete(rows: Rows, stamp: Stamp, now_ms: int) -> Delta:
     return reset(_counts(rows)) if exists(rows, now_ms) else {}
 
 
+def end(rows: Rows, stamp: Stamp) -> Delta:
+    """Take away what is observed, and the expiry with it."""
+    return _new_life(rows, stamp)
+
+
 def expire(rows: Rows, stamp: Stamp, expires_ms: int) -> Delta:
     """Let the counter expire at `expires_ms` (0 = never).
 
