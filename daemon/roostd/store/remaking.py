@@ -75,7 +75,7 @@ def _remake(path: Path, data: Path, size_max: int) -> str:
             if held[name] < counts.get(name, 1):
                 raise CorruptData(f"{data}: entries of {name.decode()} are lost")
         lost = counts.get(b"rows", 0) - held[b"rows"]
-        lacking = _set_sums(index)
+        lacking = _set_sums(index, lost)
     finally:
         index.close()
     aside = swap(path, making)
@@ -101,13 +101,15 @@ def _put_plain(data: Path, index: Index, plain: dict[bytes, set[bytes]]) -> None
     index.write((), {logformat.KIND_META: sorted(pairs.items())})
 
 
-def _set_sums(index: Index) -> frozenset[int]:
-    """Set the sums right; the buckets that lack rows."""
+def _set_sums(index: Index, lost: int) -> frozenset[int]:
+    """Set the sums right; the buckets that lack rows, all if `lost` rows are more than they tell
+    of: rates and deleted rows are in no sum."""
     before, hours_before = load_digest(index)
     buckets, hours = digest_of(index)
     due = hours != {hour: amount for hour, amount in hours_before.items() if amount}
     differing = frozenset(at for at in range(digest.BUCKETS) if buckets[at] != before[at])
-    lacking = suspects.decode(index.meta(suspects.NAME)) | (suspects.ALL if due else differing)
+    unknown = due or lost > len(differing)
+    lacking = suspects.decode(index.meta(suspects.NAME)) | (suspects.ALL if unknown else differing)
     pairs = digest_pairs(buckets, {**dict.fromkeys(hours_before, 0), **hours})
     pairs.append((suspects.NAME, suspects.encode(lacking)))
     index.write((), {logformat.KIND_META: sorted(pairs)})

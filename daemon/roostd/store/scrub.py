@@ -76,7 +76,8 @@ def judge(found: Pass, buckets: list[int], hours: dict[int, int]) -> Scrubbed:
     due = {hour: amount for hour, amount in found.hours.items() if amount}
     differing = {at for at in range(digest.BUCKETS) if summed[at] != buckets[at]}
     named = {digest.bucket_of(name.partition(b"\0")[0]) for name in found.damaged}
-    everywhere = found.structure or due != {hour: n for hour, n in hours.items() if n}
+    others = len(found.damaged) > len(differing)  # rates and deleted rows are in no sum
+    everywhere = found.structure or others or due != {hour: n for hour, n in hours.items() if n}
     return Scrubbed(
         [(start, name) for name, start in found.damaged.items()],
         len(differing),
