@@ -3,11 +3,12 @@
 A node that is behind what others collected may not merge: its rows could bring back the dead. It
 gives them up, takes a neighbour's, and writes what was its own again under a new actor. `rewrite`
 says what: counts and adds as they were, registers and fields under new stamps if they are newer,
-and resets, removals and clears as far as the neighbour's rows know what they observed. Counts and
-adds keep their actor: somebody who took records that this neighbour lacks may still pass them on,
-and joined with what is written here they count once. Where a row was collected, what the neighbour
-had counted is reset, or it would come back. Stamps that were born far ahead are got rid of: what
-they stamp is written as new.
+and resets and removals of all that they observed, what is still on its way to the neighbour
+included; clears as far as its rows know what they observed. Counts and adds keep their actor:
+somebody who took records that this neighbour lacks may still pass them on, and joined with what is
+written here they count once. Where a row was collected, what the neighbour had counted is reset,
+or it would come back. Stamps that were born far ahead are got rid of: what they stamp is written
+as new.
 
 Where nothing was collected in between, the result shows what a plain join would have shown.
 """
@@ -156,10 +157,10 @@ def _counts(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
             if again is not None:
                 delta[part] = again
             continue
-        if mine is not None:
-            reset = (max(mine[2], min(bp, mine[0])), max(mine[3], min(bn, mine[1])))
-            if reset != mine[2:]:
-                delta[part] = (*mine[:2], *reset)
+        known = mine or (0, 0, 0, 0)
+        if (bp > known[2] or bn > known[3]) and (mine or birth_of(part) <= lacking.stamp[0]):
+            # What was reset may be on its way to the neighbour: it is reset before it comes.
+            delta[part] = tuple(map(max, (bp, bn, bp, bn), known))
         if base is None:
             continue
         name = field_of(part) if part[0] == TAG_FIELD_COUNTER else None
@@ -221,9 +222,9 @@ def _set(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
         dots = {dot[0]: dot for dot in mine[1]} if mine is not None else {}
         added = False
         for seen, add, rem in exported_dots:
-            if seen in dots:
-                _, known, removed = dots[seen]
-                dots[seen] = (seen, known, max(removed, min(rem, known)))
+            if seen in dots or 0 < rem <= hlc:
+                _, known, removed = dots.get(seen, (seen, 0, 0))
+                dots[seen] = (seen, max(known, rem), max(removed, rem))
             gone = max(rem, own_cleared.get(seen, 0))
             if not lacking.has(add, seen) or add <= gone:
                 continue

@@ -173,6 +173,21 @@ def test_records_of_the_old_actor_that_somebody_passes_on_count_once(first: bool
         assert both == at_once
 
 
+def test_what_was_removed_before_the_neighbour_had_it_stays_removed() -> None:
+    elements = set_rows.add({}, [b"e"], (11, PEER), 0)
+    counts = counter.add({}, 5, (11, PEER), 0)
+    lacking = Lacking((ME,), {ME: 10, PEER: 10}, (50, NEW))
+    for type_code, theirs, mine in (
+        (TYPE_SET, elements, {**elements, **set_rows.remove(elements, [b"e"], 0)}),
+        (TYPE_COUNTER, counts, {**counts, **counter.delete(counts, (12, ME), 0)}),
+    ):
+        written = rewrite(type_code, {}, mine, lacking)
+        both = {**written, **join_delta(type_code, written, theirs)}
+        assert not shown(type_code, both)
+        late = {**theirs, **rewrite(type_code, theirs, mine, lacking)}
+        assert both == late
+
+
 def test_a_register_that_was_collected_is_written_again_and_a_tombstone_is_not() -> None:
     lacking = Lacking((ME,), {ME: 10}, (50, NEW))
     put = register.put({}, b"v", (20, ME), 7_000)
