@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from random import Random
 
 from roost_crdt import values
@@ -82,7 +81,6 @@ class Keys:
                 self._history.happened(op)
                 node.say(f"op {op.number}: again {kind} {key.decode()} {name.decode()}")
                 node.world.trace.count("op", "written again")
-                node.when_durable(partial(self._answered, node, op, Future()), lambda: None)
 
     def _again(self, key: bytes, type_code: int, part: Part, body: bytes) -> None:
         row = decode_row(type_code, part, body)

@@ -3,7 +3,8 @@
     export   own writes that the neighbour lacks are copied into META (`reseed/NUMBER`)
     wipe     marker in META; every replicated row is dropped, a new actor taken, the vector emptied
     join     links come back; a neighbour's rows and records arrive as at a new node
-    write    each page of the export is written again and deleted in one group; the marker goes
+    write    each page of the export is written again, and the marker says so in one group; then
+             pages and marker go
 
 A crash before the marker leaves everything as it was; after it the start goes on where it stopped.
 Sessions, spends and the outbox are of other kinds and stay. Own writes are refused meanwhile.
@@ -56,6 +57,9 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     """Own actors, all given up; the last of them wrote newest."""
     floor: dict[int, int] = {}
     """What it had collected: nobody who is behind that may be joined."""
+    written: bytes = b""
+    """The last page that was written again. All stay until the end: what is written may have to be
+    given up once more before anybody has it."""
 
 
 class Exported(msgspec.Struct, array_like=True, frozen=True):
@@ -314,8 +318,10 @@ class Reseeding:
             return
         if not covers(self._store.vv, marker.vv) and not self._is_gone(marker):
             return
-        pages = self._store.scan(KIND_META, PAGES, b"", 1)
+        pages = self._store.scan(KIND_META, PAGES, marker.written, 1)
         if not pages:
+            for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
+                self._store.put(KIND_META, {name: None})
             self._mark(None)
             self._tell("this node has joined again")
             return
@@ -325,7 +331,7 @@ class Reseeding:
         ops = list(chain.from_iterable(self._again(one, lacking) for one in _decode_page(raw)))
         if ops:
             self._committed(self._store.commit(stamp, ops))
-        self._store.put(KIND_META, {name: None})
+        self._mark(msgspec.structs.replace(marker, written=name))
 
     def _is_gone(self, marker: Marker) -> bool:
         """Whether the neighbour for whom the rows were given up no longer holds what it held then
