@@ -168,6 +168,24 @@ def test_a_sweep_drops_what_has_expired_and_no_more() -> None:
     assert not [key for key in eu.rows.durable if SID.encode() in key], "its head too"
 
 
+def test_an_erasure_that_came_another_way_first_still_says_what_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A receipt must not deny what the same erasure, passed on by a neighbour, has just dropped."""
+    monkeypatch.setattr("roost_crdt.sessions.stream.DROPPED_MAX", 1)
+    eu = held_by_both()["eu"]
+    assert not eu.stream.erase_here("never held", 7)
+    assert not eu.stream.erase_here("never held", 7)
+    assert eu.stream.erase_here(SID, 7, "us")
+    assert eu.stream.erase_here(SID, 7)
+    assert not eu.stream.erase_here(SID, 8), "another erasure found nothing any more"
+    eu.stream.begin("next")
+    eu.flush()
+    assert eu.stream.erase_here("next", 9)
+    assert eu.stream.erase_here("next", 9)
+    assert not eu.stream.erase_here(SID, 7), "only the newest are remembered"
+
+
 def test_a_sweep_tells_of_erasures_and_offers_what_a_newcomer_may_have_lost() -> None:
     network = held_by_both()
     eu, us = network["eu"], network["us"]

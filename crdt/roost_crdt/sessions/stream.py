@@ -32,6 +32,7 @@ SWEEP_PAGE = 500
 STANDBY_GONE_FACTOR = 10
 """A standby is replaced after it was down for this many times `takeover_after_ms`."""
 COPY_AGAIN_MS = 2_000
+DROPPED_MAX = 1_000
 COPIES_A_TICK = 32
 """Whole documents that a tick or a page of a sweep sends to new standbys; the rest waits."""
 SWEEP_EVERY_MS = 600_000
@@ -72,6 +73,8 @@ class Stream:
         self._far_told: set[str] = set()
         """Those that hear of the sessions at home here in the sweep that goes on."""
         self._copies_left = COPIES_A_TICK
+        self._dropped: dict[str, int] = {}
+        """Sessions erased here of which something was held -> that erasure; the newest ones."""
 
     # --- home's side ---
 
@@ -219,11 +222,12 @@ class Stream:
 
     def erase_here(self, sid: str, at_ms: int, heard_from: str = "") -> bool:
         """Drop every row of a session, remember that it was erased and pass that on to the other
-        neighbours until they have answered; False if nothing was held."""
+        neighbours until they have answered. Whether this erasure, heard of now or a moment ago
+        over another way, found anything here."""
         shelf = self._shelf
         meta = shelf.meta(sid)
         if meta is not None and meta.erased_ms:
-            return False
+            return self._dropped.get(sid) == at_ms
         held = meta is not None and meta.held
         gone = msgspec.structs.replace(
             meta or Meta(sid, (1, shelf.node), None), held=False, erased_ms=at_ms or 1
@@ -235,6 +239,10 @@ class Stream:
         items.update(head_item(gone))
         shelf.table.put(items)
         shelf.on_erased(sid)
+        if held:
+            self._dropped[sid] = gone.erased_ms
+            if len(self._dropped) > DROPPED_MAX:
+                del self._dropped[next(iter(self._dropped))]
         for neighbour in self._links.candidates():
             if neighbour.node != heard_from:
                 self._out.erase(neighbour.node, sid, gone.erased_ms)
