@@ -39,4 +39,4 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "a late transaction applies": ((quotas.Consensus, "txn", _any_revision),),
 }
 
-SEEDS: dict[str, int] = {"a late transaction applies": 15}
+SEEDS: dict[str, int] = {"a late transaction applies": 63}

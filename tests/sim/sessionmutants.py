@@ -244,14 +244,15 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
 
 SEEDS: dict[str, int] = {
     "staleness by bare turn numbers": 2,
-    "the standby takes updates without their chain": 2,
+    "the standby takes updates without their chain": 37,
     "takeover on no evidence": 6,
-    "a deposed home forgets its own turns": 2,
-    "epochs are compared by number alone": 2,
+    "a deposed home forgets its own turns": 4,
+    "epochs are compared by number alone": 15,
     "a home that is shown a higher epoch stays home": 22,
-    "a handover overwrites own turns": 2,
-    "home again, and still to be merged": 22,
+    "a handover overwrites own turns": 100,
+    "home again, and still to be merged": 2,
     "a standby is replaced within the epoch": 22,
-    "a turn does not look for its home after a wait": 70,
+    "a turn does not look for its home after a wait": 55,
     "a reply does not wait for the disk": 2,
+    "a turn does not look whether it was erased": 146,
 }
