@@ -393,3 +393,13 @@ class Network:
         """The heads of all who hold a copy (a stub is only where to ask first)."""
         known = {name: node.shelf.meta(sid) for name, node in self.nodes.items()}
         return {name: meta for name, meta in known.items() if meta is not None and meta.held}
+
+
+def held_by_both(sid: str) -> Network:
+    """A session of eu with one turn, which us holds as its standby."""
+    network = Network(("eu", "us"))
+    network["eu"].stream.begin(sid)
+    network["eu"].commit(sid, "one")
+    network.settle()
+    assert network["us"].turns(sid) == ["one"]
+    return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from session_network import Network
+from session_network import Network, held_by_both
 
 from roost_crdt.home import (
     Ack,
@@ -30,16 +30,6 @@ def frames_after(network: Network, frame: Frame) -> list[Frame]:
     return [decode_frame(answer) for _, answer in us.stream.take_frames()]
 
 
-def held_by_both() -> Network:
-    """A session of eu with one turn, which us holds as its standby."""
-    network = Network(("eu", "us"))
-    network["eu"].stream.begin(SID)
-    network["eu"].commit(SID, "one")
-    network.settle()
-    assert network["us"].turns(SID) == ["one"]
-    return network
-
-
 def updates_of(network: Network, *texts: str) -> list[Update]:
     """The steps that eu writes, taken from the wire."""
     eu = network["eu"]
@@ -52,7 +42,7 @@ def updates_of(network: Network, *texts: str) -> list[Update]:
 
 
 def test_a_step_that_does_not_fit_is_asked_for_once_and_arrives_whole() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     _, third, fourth = updates_of(network, "two", "three", "four")
     epoch = network["us"].live(SID).meta.epoch
     assert frames_after(network, third) == [Want(SID, epoch)]
@@ -66,7 +56,7 @@ def test_a_step_that_does_not_fit_is_asked_for_once_and_arrives_whole() -> None:
 
 
 def test_a_step_that_is_held_already_is_acknowledged_again() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     (second,) = updates_of(network, "two")
     (first_answer,) = frames_after(network, second)
     assert frames_after(network, second) == [first_answer]
@@ -75,7 +65,7 @@ def test_a_step_that_is_held_already_is_acknowledged_again() -> None:
 
 
 def test_a_step_of_a_former_home_is_answered_with_the_epoch_in_force() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     (stale,) = updates_of(network, "only at eu")
     network.cut("eu", "us")
     network.pass_time(2_000)
@@ -89,7 +79,7 @@ def test_a_step_of_a_former_home_is_answered_with_the_epoch_in_force() -> None:
 
 
 def test_an_erasure_drops_every_row_and_outranks_every_frame() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     (update,) = updates_of(network, "two")
     whole = network["eu"].live(SID).whole()
     us = network["us"]
@@ -108,7 +98,7 @@ def test_an_erasure_drops_every_row_and_outranks_every_frame() -> None:
 
 
 def test_what_is_not_held_is_not_sent() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     assert frames_after(network, Want("unknown", (1, "us"))) == []
     assert frames_after(network, Merge("unknown", (1, "us"), b"")) == []
     assert frames_after(network, Ack("unknown", (1, "us"), 1, b"")) == []
@@ -117,7 +107,7 @@ def test_what_is_not_held_is_not_sent() -> None:
 
 def deposed_with_a_turn() -> Network:
     """us was home with a turn of its own when it hears of a higher epoch of eu."""
-    network = held_by_both()
+    network = held_by_both(SID)
     network.cut("eu", "us")
     network.pass_time(2_000)
     assert network.take_over("us", SID)
@@ -147,7 +137,7 @@ def test_what_a_former_home_holds_alone_is_not_replaced_before_it_is_merged() ->
 
 
 def test_an_offer_of_what_is_held_names_the_standby_in_force() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     us = network["us"]
     meta = us.live(SID).meta
     for standby in ("us", "ap", "us"):
@@ -165,7 +155,7 @@ def eu_hears(network: Network, peer: str, frame: Frame) -> list[Frame]:
 
 
 def test_only_the_standby_under_the_epoch_in_force_acknowledges() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     network.cut("eu", "us")
     eu = network["eu"]
     eu.commit(SID, "two")
@@ -187,7 +177,7 @@ def test_only_the_standby_under_the_epoch_in_force_acknowledges() -> None:
 
 
 def test_a_standby_of_another_chain_is_sent_the_whole() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     meta = network["eu"].live(SID).meta
     other = Ack(SID, meta.epoch, meta.n, b"another chain   ")
     assert eu_hears(network, "us", other) == [network["eu"].live(SID).whole()]
@@ -196,7 +186,7 @@ def test_a_standby_of_another_chain_is_sent_the_whole() -> None:
 
 
 def test_whoever_waits_for_a_step_is_called_when_it_is_held_and_not_before() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     network.cut("eu", "us")
     eu = network["eu"]
     chains = {}

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from session_network import Network, Node
+from session_network import Network, Node, held_by_both
 
 from roost_crdt.home import Deposed, Erase, Frame, Merge, Offer, Update, Whole, decode_frame
 from roost_crdt.sessions import stream
 from roost_crdt.sessions.outbox import MERGE_AGAIN_MS
 
 SID = "s1"
-
-
-def held_by_both() -> Network:
-    """A session of eu with one turn, which us holds as its standby."""
-    network = Network(("eu", "us"))
-    network["eu"].stream.begin(SID)
-    network["eu"].commit(SID, "one")
-    network.settle()
-    assert network["us"].turns(SID) == ["one"]
-    return network
 
 
 def sent_by(node: Node) -> list[tuple[str, Frame]]:
@@ -66,7 +56,7 @@ def test_sessions_that_nobody_can_take_are_left_alone() -> None:
 
 
 def test_protected_means_that_the_loss_of_home_costs_one_turn_at_most() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     eu, us = network["eu"], network["us"]
     assert eu.stream.protected(eu.live(SID))
     assert us.stream.protected(us.live(SID)), "the copy itself is the evidence"
@@ -82,7 +72,7 @@ def test_protected_means_that_the_loss_of_home_costs_one_turn_at_most() -> None:
 
 
 def test_whoever_waits_for_a_step_is_called_at_once_where_it_is_held() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     eu = network["eu"]
     called: list[int] = []
     live = eu.live(SID)
@@ -96,7 +86,7 @@ def test_whoever_waits_for_a_step_is_called_at_once_where_it_is_held() -> None:
 
 
 def test_who_knows_more_does_not_adopt_what_is_handed_over() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     eu, us = network["eu"], network["us"]
     frame = eu.stream.handover(eu.live(SID), "us")
     old = msgspec.structs.replace(frame, epoch=(1, "us"))
@@ -113,7 +103,7 @@ def test_who_knows_more_does_not_adopt_what_is_handed_over() -> None:
 
 
 def test_turns_of_a_former_home_are_sent_again_until_they_are_merged() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     network.cut("eu", "us")
     eu = network["eu"]
     eu.commit(SID, "only at eu")
@@ -155,7 +145,7 @@ def test_a_sweep_goes_page_by_page_over_every_session(monkeypatch: pytest.Monkey
 
 
 def test_a_sweep_drops_what_has_expired_and_no_more() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     network.ttl_ms = 60_000
     eu = network["eu"]
     network.now_ms += 30_000
@@ -173,7 +163,7 @@ def test_an_erasure_that_came_another_way_first_still_says_what_it_found(
 ) -> None:
     """A receipt must not deny what the same erasure, passed on by a neighbour, has just dropped."""
     monkeypatch.setattr("roost_crdt.sessions.stream.DROPPED_MAX", 1)
-    eu = held_by_both()["eu"]
+    eu = held_by_both(SID)["eu"]
     assert not eu.stream.erase_here("never held", 7)
     assert not eu.stream.erase_here("never held", 7)
     assert eu.stream.erase_here(SID, 7, "us")
@@ -187,7 +177,7 @@ def test_an_erasure_that_came_another_way_first_still_says_what_it_found(
 
 
 def test_a_sweep_tells_of_erasures_and_offers_what_a_newcomer_may_have_lost() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     eu, us = network["eu"], network["us"]
     eu.stream.begin("gone")
     eu.flush()
@@ -203,7 +193,7 @@ def test_a_sweep_tells_of_erasures_and_offers_what_a_newcomer_may_have_lost() ->
 
 
 def test_a_sweep_sends_what_is_not_merged_to_the_home_in_force() -> None:
-    network = held_by_both()
+    network = held_by_both(SID)
     network.cut("eu", "us")
     eu = network["eu"]
     eu.commit(SID, "only at eu")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +24,6 @@ from roostd.store.suspects import ALL, NAME
 QUICK = replace(LIMITS, start_check_bytes=0)
 """A start does not look at all pages first, as where the index is large."""
 KEYS = 400
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 def filled(stores: Stores) -> Store:

@@ -17,14 +17,14 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.limits import Limits
 from roost_crdt.logformat import Entry
 from roost_crdt.record import RowOp, decode_record, decode_rows
-from roost_crdt.rows import StampReused, encode_row, join_row
+from roost_crdt.rows import encode_row
 from roost_crdt.rows.layout import Part, Row
 from roostd.log import Log
 from roostd.logrecovery import Position
 from roostd.store.applier import Applier
 from roostd.store.replay import decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
-from roostd.store.state import State
+from roostd.store.state import State, joined
 
 _READ_BYTES = 64 << 10
 _WRITE_ROWS = 200
@@ -136,7 +136,7 @@ class LogRows:
             if before is None:
                 self._bytes += len(op.row_key) + len(op.body)
             elif before[0] == type_code:
-                row = _joined(type_code, part, before[2], row)
+                row = joined(type_code, part, before[2], row)
             self._rows[op.row_key] = (type_code, part, row)
 
     def _write(self) -> None:
@@ -156,11 +156,3 @@ class LogRows:
                 del self._rows[op.row_key]
         if not self._rows:
             self._flushing, self._bytes = False, 0
-
-
-def _joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
-    try:
-        return join_row(type_code, part, mine, theirs)
-    except StampReused as exc:
-        kept: Row = exc.kept
-        return kept

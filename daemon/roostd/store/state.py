@@ -161,7 +161,7 @@ class State:
             self.clock.observe(row_hlc(type_code, part, row))
             delta, raw = deltas.setdefault((key, type_code), ({}, {}))
             if part in delta:
-                row = _joined(type_code, part, delta[part], row)
+                row = joined(type_code, part, delta[part], row)
                 op = op._replace(body=encode_row(type_code, part, row))
             delta[part] = row
             raw[part] = op
@@ -251,7 +251,8 @@ class State:
                     del overlay[key]
 
 
-def _joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
+def joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
+    """Two rows as one; of two bodies with one stamp the one that all nodes keep."""
     try:
         return join_row(type_code, part, mine, theirs)
     except StampReused as exc:
