@@ -59,7 +59,6 @@ def test_files_are_short() -> None:
         str(path.relative_to(ROOT)): n
         for path, n in lines.items()
         if n > (FILE_LINES_MAX if path.relative_to(ROOT).parts[0] in SHIPPED else OTHER_LINES_MAX)
-        and not path.is_relative_to(ROOT / "crdt" / "roost_sim")
     }
     assert not long
 

@@ -19,7 +19,8 @@ from .loop import Life, Loop
 class Host(Protocol):
     """What the network needs of a node."""
 
-    life: Life | None
+    @property
+    def life(self) -> Life | None: ...
 
     def arrived(self, connection: Connection, data: bytes) -> None: ...
 

@@ -7,19 +7,11 @@ has come. What waits for durability is released after the flush, never before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from roost_crdt import logformat
 from roost_crdt.collection import Stage
-from roost_crdt.errors import ActorReused, PeerError
-from roost_crdt.frames import (
-    SHARED_ACTOR,
-    Error,
-    Greeting,
-    decode_frame,
-    decode_greeting,
-    encode_frame,
-)
+from roost_crdt.errors import ActorReused
+from roost_crdt.frames import decode_frame
 from roost_crdt.membership import Membership
 from roost_crdt.membership.collector import keep_floor, load_floor
 from roost_crdt.record import Record
@@ -28,24 +20,14 @@ from roost_crdt.rows import Delta, Rows
 
 from .disk import Disk
 from .hosting import Shell, Surroundings
+from .links import CHAIN, Links
 from .loop import START_MS, Crashed, Life
-from .network import Connection
 from .store import Store, StoreFailed
 
 TURN_MS = 0.4
 """A turn of the loop and its sync take up to this long."""
-DIAL_TIMEOUT_MS = 400.0
 MEMBERSHIP_MS = 100.0
 """Reports, collection and reseeds are looked after about so often."""
-_CHAIN = b"chain:"
-
-
-@dataclass(slots=True)
-class Link:
-    connection: Connection
-    dialler: str
-    answered: bool = False
-    """Whether the socket has taken this end's greeting, which is in no window."""
 
 
 class Node:
@@ -59,8 +41,7 @@ class Node:
         self.life: Life | None = None
         self.neighbours: dict[str, bool] = {}
         """Neighbour -> whether this node dials it."""
-        self.links: dict[str, Link] = {}
-        self.heard_ms: dict[str, int] = {}
+        self.links = Links(self)
         self.wall_offset_ms = 0
         self.steps_to_crash = 0
         """Not 0: the node dies after so many more steps."""
@@ -73,7 +54,6 @@ class Node:
         """Whether a neighbour has agreed with this life's actor."""
         self.may_write_before_greeting = True
         """False: its store may be a copy that looks like the original."""
-        self.backoff_ms: dict[str, float] = {}
         self.attach: Callable[[Node], Shell | None] = lambda node: None
         self.shell: Shell | None = None
         self.rewrote: Callable[[Node, Record], None] = lambda node, record: None
@@ -93,7 +73,8 @@ class Node:
     def wall_ms(self) -> int:
         return self.boot_ms() + self.wall_offset_ms
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """The replica's clock, which is told of the wall clock."""
         self.replica.wall_ahead_ms = self.wall_offset_ms
         return self.boot_ms()
 
@@ -154,7 +135,7 @@ class Node:
             replica=self.replica,
             committed=self._own_record,
             flush=self.flush,
-            cut=self.cut,
+            cut=self.links.cut,
             now_ms=self.wall_ms,
             boot_ms=self.boot_ms,
             random_bytes=world.random.randbytes,
@@ -163,16 +144,12 @@ class Node:
             new_actor=lambda actor: self._new_actor(),
             tell=self.say,
         )
-        self.links = {}
         self.greeted = False
         self._repairs = 0
-        self._dialled_as: dict[str, int] = {}
         self._looked_ms = 0
-        self.heard_ms = {}
-        self.backoff_ms = dict.fromkeys(self.neighbours, 200.0)
+        self.links.begin()
         self.shell = self.attach(self)
-        for peer in sorted(self.neighbours):
-            self.dial_later(peer, first=True)
+        self.links.dial_all()
         world.loop.after(50.0, self.life, self._apply)
         world.loop.after(MEMBERSHIP_MS * world.random.random(), self.life, self._membership)
 
@@ -183,9 +160,7 @@ class Node:
         self.steps_to_crash = 0
         life, self.life = self.life, None
         life.end()
-        for link in self.links.values():
-            self.world.network.close(link.connection, self.name, silent=power)
-        self.links = {}
+        self.links.close(silent=power)
         lost, self._lost = self._lost, []
         self._waiting = []
         self.shell = None
@@ -321,13 +296,13 @@ class Node:
             refused = True
         for peer, origin, after, bytes_max in effects.reads:
             raws = self.store.records_after(origin, after, bytes_max)
-            self.replica.records_read(peer, origin, raws, self._now())
+            self.replica.records_read(peer, origin, raws, self.now())
         for peer, row_key, bytes_max in effects.scans:
             rows = self.store.scan_rows(row_key, bytes_max)
-            self.replica.rows_scanned(peer, row_key, rows, self._now())
+            self.replica.rows_scanned(peer, row_key, rows, self.now())
         for peer in effects.sums:
             self.world.trace.count("rule", "bucket sums told")
-            self.replica.sums_read(peer, *self.store.sums(), self._now())
+            self.replica.sums_read(peer, *self.store.sums(), self.now())
         repaired = self.replica.antientropy.buckets_repaired
         if repaired > self._repairs:
             self.world.trace.reached["rule:bucket fetched"] += repaired - self._repairs
@@ -335,17 +310,17 @@ class Node:
             self._repairs = repaired
         for peer, row_key, bytes_max in effects.bucket_scans:
             rows = self.store.scan_rows(row_key, bytes_max)
-            self.replica.bucket_scanned(peer, row_key, rows, self._now())
+            self.replica.bucket_scanned(peer, row_key, rows, self.now())
         for peer, payload in effects.session:
             self.step("session frame")
             if self.shell is not None:
                 self.shell.frame(peer, payload)
         for peer, actor, hlc in effects.rollbacks:
-            self._rollback(peer, actor, hlc)
+            self.rollback(peer, actor, hlc)
         for peer, vv, floor in effects.reseeds:
             self.membership.reseed(peer, vv, floor)
         for peer, reason in effects.cuts:
-            self.cut(peer, reason)
+            self.links.cut(peer, reason)
         scans = effects.scans or effects.sums or effects.bucket_scans
         return bool(refused or effects.reads or scans)
 
@@ -366,9 +341,9 @@ class Node:
             self.step("record appended")
         for peer, actor, hlc, chain in effects.chains:
             value = actor.to_bytes(8, "big") + hlc.to_bytes(8, "big") + chain
-            self.store.put(logformat.KIND_META, {_CHAIN + peer.encode(): value})
+            self.store.put(logformat.KIND_META, {CHAIN + peer.encode(): value})
         for origin in sorted(refused):
-            self.replica.refused(origin, self.store.vv.get(origin, 0), self._now())
+            self.replica.refused(origin, self.store.vv.get(origin, 0), self.now())
         scans = effects.scans or effects.bucket_scans
         if effects.frames or effects.rows or effects.writes or effects.reads or scans:
             self.flush()
@@ -376,15 +351,10 @@ class Node:
 
     def _send_all(self, frames: Sequence[tuple[str, bytes]]) -> None:
         for peer, data in frames:
-            link = self.links.get(peer)
-            if link is not None:
-                self._count_frame(data)
+            if self.links.send(peer, data):
+                self.world.trace.count("frame", type(decode_frame(data)).__name__)
                 self.largest_bytes = max(self.largest_bytes, len(data))
-                self.world.network.send(link.connection, self.name, data)
             self.step(f"frame sent to {peer}")
-
-    def _count_frame(self, data: bytes) -> None:
-        self.world.trace.count("frame", type(decode_frame(data)).__name__)
 
     def _check_windows(self) -> None:
         limits = self.world.limits
@@ -408,7 +378,7 @@ class Node:
     def _tick(self) -> None:
         if self.world.loop.now_ms < self._wake_ms:
             return
-        now_ms = self._now()
+        now_ms = self.now()
         if now_ms >= self._looked_ms + self.world.limits.heartbeat_ms:
             self._looked_ms = now_ms
             head = self.store.head
@@ -418,7 +388,8 @@ class Node:
         self.replica.tick(now_ms)
         self._pump()
 
-    def _rollback(self, peer: str, actor: int, hlc: int) -> None:
+    def rollback(self, peer: str, actor: int, hlc: int) -> None:
+        """A neighbour knows more of an actor of this store, or another writer of it."""
         self.rollbacks += 1
         self.world.trace.count("rule", "Rollback found")
         self.say(f"Rollback: {peer} knows {actor & 0xFFFF:04x} up to {hlc}")
@@ -432,160 +403,4 @@ class Node:
         self.store.renew_actor(self.world.random.randbytes)
         self._new_actor()
         self.replica.new_actor(self.store.actor)
-        self.wake()
-
-    # --- links
-
-    def silent_ms(self, peer: str) -> int:
-        known = self.replica.peers.get(peer)
-        heard_ms = known.heard_ms if known is not None else self.heard_ms.get(peer)
-        return 1 << 40 if heard_ms is None else max(0, self.boot_ms() - heard_ms)
-
-    def _head_of(self, peer: str) -> tuple[int, int, bytes] | None:
-        raw = self.store.get(logformat.KIND_META, _CHAIN + peer.encode())
-        if raw is None:
-            return None
-        return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:16], "big"), raw[16:]
-
-    def dial_later(self, peer: str, *, first: bool = False) -> None:
-        if self.neighbours.get(peer):
-            backoff_ms = self.backoff_ms[peer]
-            self.backoff_ms[peer] = min(2 * backoff_ms, 1_500.0)
-            low_ms = 0.0 if first else 50.0
-            delay_ms = self.world.random.uniform(low_ms, backoff_ms)
-            self.world.loop.after(delay_ms, self.life, self._dial, peer)
-
-    def _dial(self, peer: str) -> None:
-        if peer in self.links or peer not in self.neighbours:
-            return
-        network = self.world.network
-        there = network.host(peer).life
-        if (
-            self.replica.reseeding
-            or there is None
-            or network.blocked(self.name, peer)
-            or network.blocked(peer, self.name)
-        ):
-            self.dial_later(peer)
-            return
-        self.flush()
-        connection = network.connect(self.name, peer)
-        self._dialled_as[peer] = self.store.actor
-        network.send(connection, self.name, self.replica.greeting(self._head_of(peer)))
-        self.world.loop.after(DIAL_TIMEOUT_MS, self.life, self._dialled, connection, peer)
-
-    def _dialled(self, connection: Connection, peer: str) -> None:
-        link = self.links.get(peer)
-        if link is None or link.connection is not connection:
-            self.world.network.close(connection, self.name)
-        if link is None:
-            self.dial_later(peer)
-
-    def arrived(self, connection: Connection, data: bytes) -> None:
-        """A frame; the first one of a connection is a greeting."""
-        peer = connection.other(self.name)
-        link = self.links.get(peer)
-        if link is None or link.connection is not connection:
-            self._greeted(connection, peer, data)
-            return
-        self.heard_ms[peer] = self.boot_ms()
-        try:
-            self.replica.receive(peer, data, self._now())
-        except PeerError as error:
-            self.problems.append(f"{self.name} cuts {peer}: {error}")
-            self._refuse(connection, peer, error)
-            return
-        self.step(f"frame received to {peer}")
-        self.wake()
-
-    def _greeted(self, connection: Connection, peer: str, data: bytes) -> None:
-        answer: bytes | None = None
-        try:
-            greeting = decode_greeting(data)
-            if connection.dialler != self.name:
-                self.flush()
-                answer = self.replica.greeting(self._head_of(peer))
-            if not self._stays(connection, peer):
-                self.world.network.close(connection, self.name)
-                return
-            self._check_chain(peer, greeting)
-            self.cut(peer, "replaced by a newer link")
-            self.replica.link_up(peer, greeting, self._now())
-        except PeerError as error:
-            self.say(f"refuses {peer}: {error}")
-            self.world.trace.count("rule", "greeting refused")
-            if error.code == SHARED_ACTOR and connection.dialler == self.name:
-                actor = self._dialled_as.get(peer, 0)
-                self._rollback(peer, actor, self.store.vv.get(actor, 0))
-            if answer is not None and peer in self.replica.reseeds and not self.replica.reseeding:
-                self.world.network.send(connection, self.name, answer)
-            self._refuse(connection, peer, error)
-            return
-        self.greeted = True
-        self.links[peer] = Link(
-            connection, connection.dialler, answered=connection.dialler == self.name
-        )
-        self.backoff_ms[peer] = 200.0
-        self.say(f"link to {peer} is up")
-        if answer is not None:
-            self.world.network.send(connection, self.name, answer)
-        if self.shell is not None:
-            self.shell.link_up(peer)
-        self.replica.tick(self._now())
-        self.wake()
-
-    def _stays(self, connection: Connection, peer: str) -> bool:
-        """Of duelling links the lower node id's stays."""
-        other = self.links.get(peer)
-        return other is None or connection.dialler in (other.dialler, min(peer, self.name))
-
-    def _check_chain(self, peer: str, greeting: Greeting) -> None:
-        """A neighbour that was told another history of this actor: this is not that writer."""
-        if greeting.head is None or greeting.head[0] != self.store.actor:
-            return
-        actor, hlc, chain = greeting.head
-        held = self.store.chain_at(hlc)
-        if held is not None and held != chain:
-            self.world.trace.count("rule", "another chain found")
-            self._rollback(peer, actor, hlc)
-            raise PeerError(f"{peer} was told another history of this actor at {hlc}")
-
-    def _refuse(self, connection: Connection, peer: str, error: PeerError) -> None:
-        frame = encode_frame(Error(error.code, str(error)[:1_000]))
-        if self.name in connection.open:
-            self.world.network.send(connection, self.name, frame)
-            self.world.network.close(connection, self.name)
-        self._forget(peer, connection, str(error))
-        self.wake()
-
-    def ended(self, connection: Connection, reason: str) -> None:
-        self._forget(connection.other(self.name), connection, reason)
-
-    def sent(self, connection: Connection, size: int) -> None:
-        """The other end's socket has taken a frame of this node."""
-        peer = connection.other(self.name)
-        link = self.links.get(peer)
-        if link is None or link.connection is not connection:
-            return
-        if not link.answered:
-            link.answered = True
-            return
-        self.replica.taken(peer, size)
-        self.wake()
-
-    def cut(self, peer: str, reason: str) -> None:
-        link = self.links.get(peer)
-        if link is not None:
-            self.world.network.close(link.connection, self.name)
-            self._forget(peer, link.connection, reason)
-
-    def _forget(self, peer: str, connection: Connection, reason: str) -> None:
-        link = self.links.get(peer)
-        if link is None or link.connection is not connection:
-            return
-        self.say(f"link to {peer} is down: {reason}")
-        self.heard_ms[peer] = self.replica.peers[peer].heard_ms
-        del self.links[peer]
-        self.replica.link_down(peer, self._now())
-        self.dial_later(peer)
         self.wake()

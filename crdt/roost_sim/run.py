@@ -16,6 +16,7 @@ from .clients import FIELDS, Keys
 from .faults import Faults
 from .history import History
 from .hosting import Shell, Surroundings
+from .links import Links
 from .loop import START_MS, Loop, Lost
 from .network import Network
 from .node import Node
@@ -148,7 +149,7 @@ class Run:
         self.trace = Trace(keep=keep_trace)
         self.problems: list[str] = []
         loop = Loop(self._on_crash)
-        network = Network(loop, self.random, lambda name: self.nodes.get(name) or self.left[name])
+        network = Network(loop, self.random, self._links_of)
         self.world = Surroundings(loop, network, self.random, self.trace, LIMITS)
         if self.plan.kinds.keys() & MEMBERS_REMOVED:
             self.world.segments_kept = WHOLE_LOG
@@ -195,8 +196,10 @@ class Run:
         self.nodes[b].neighbours[a] = both
         for node, peer in ((self.nodes[a], b), (self.nodes[b], a)):
             if node.life is not None:
-                node.backoff_ms.setdefault(peer, 200.0)
-                node.dial_later(peer, first=True)
+                node.links.dial_later(peer, first=True)
+
+    def _links_of(self, name: str) -> Links:
+        return (self.nodes.get(name) or self.left[name]).links
 
     def join(self, name: str, neighbours: Iterable[str]) -> Node:
         node = self.nodes[name] = self._node(name)

@@ -106,8 +106,7 @@ class Scenario:
         for name, peer, dials in ((a, b, True), (b, a, False)):
             node = self._node(name)
             node.neighbours[peer] = dials
-            node.backoff_ms[peer] = 200.0
-        self._node(a).dial_later(b, first=True)
+        self._node(a).links.dial_later(b, first=True)
         self._wait_("1000")
 
     def _wait_(self, time_ms: str) -> None:

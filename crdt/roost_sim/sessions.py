@@ -87,7 +87,7 @@ class Sessions(Erasing):
         return beyond(self.node.name, self.node.replica.peers)
 
     def silent_ms(self, node: str) -> int:
-        return self.node.silent_ms(node)
+        return self.node.links.silent_ms(node)
 
     # --- roost_sim.node.Shell
 

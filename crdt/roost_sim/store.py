@@ -15,7 +15,6 @@ import msgspec
 from roost_crdt import digest, logformat
 from roost_crdt.errors import ActorReused, CorruptData
 from roost_crdt.hlc import Hlc, Stamp, hlc_from_ms
-from roost_crdt.logformat import OpenGroup, Secret, SegmentHeader
 from roost_crdt.record import (
     CHAIN_START,
     Record,
@@ -30,9 +29,11 @@ from roost_crdt.rows import Delta, StampReused, decode_row, encode_row, join_del
 from roost_crdt.rows.layout import Rows, split_row_key
 
 from .disk import Disk
+from .log import Entry, Log, StoreFailed
 from .loop import START_MS
 
-SEGMENT_BYTES = 16 * 1024
+__all__ = ["CLEAN", "SEGMENTS_KEPT", "KeyRows", "Recovery", "Store", "StoreFailed"]
+
 SEGMENTS_KEPT = 3
 CLEAN = b"clean"
 HOUR_MS = digest.HOUR_MS
@@ -41,10 +42,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 _decode_rows_entry = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
 _decode_drop_entry = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
-
-
-class StoreFailed(Exception):
-    """A sync failed: this process acknowledges nothing any more."""
 
 
 @dataclass(slots=True)
@@ -76,7 +73,6 @@ class Store:
         segments_kept: int = SEGMENTS_KEPT,
     ) -> None:
         self.disk = disk
-        self._segments_kept = segments_kept
         self.keys: dict[bytes, KeyRows] = {}
         self.items: dict[int, dict[bytes, bytes]] = {}
         self.vv: dict[int, int] = {}
@@ -87,24 +83,16 @@ class Store:
         self.actors_reused = 0
         self.on_flush: list[Callable[[list[bytes]], None]] = []
         """Told the keys that a flush made durable."""
-        self._step = step
         self._random_bytes = random_bytes
-        self._group = OpenGroup()
-        self._open: list[tuple[int, bytes]] = []
-        self._records: dict[int, list[tuple[int, int, bytes, int]]] = {}
-        """Durable records that the log still holds, by origin: hlc, prev_hlc, raw, seq."""
-        self._starts: dict[int, int] = {}
-        """First seq of each segment."""
-        self._chains: dict[tuple[int, int], tuple[bytes, int]] = {}
-        """`(actor, hlc)` of each group that the log still holds -> its chain, its last seq."""
         self._touched: dict[bytes, None] = {}
         """Keys that the open group changes."""
         self._changed: dict[bytes, None] = {}
         self._parts: dict[bytes, digest.Contribution] = {}
         self._digest: tuple[int, bytes] | None = None
         self._whole = 0
-        self._unapplied: list[tuple[int, bytes, int]] = []
+        self._unapplied: list[Entry] = []
         self._identify()
+        self._log = Log(disk, self.store_id, step, segments_kept)
         self._recover()
         self.clock.observe(hlc_from_ms(now_ms))
 
@@ -131,7 +119,6 @@ class Store:
         meta[b"boot_id"], meta[b"file_id"] = self.disk.boot_id, self.disk.file_id
         self.store_id = meta[b"store_id"]
         self.actor = int.from_bytes(meta[b"actor"], "big")
-        self._secret = Secret.from_bytes(meta[b"secret"])
 
     def _recover(self) -> None:
         index = self.disk.index
@@ -144,61 +131,18 @@ class Store:
         self.vv = dict(index.vv)
         for hlc in self.vv.values():
             self.clock.observe(hlc)
-        self.seq = self.durable_seq = self.applied_seq = index.applied_seq
-        self._head = index.head
+        self.applied_seq = index.applied_seq
         if not self.disk.files:
             if index.applied_seq:
                 raise CorruptData("the log is gone, but the index has applied some of it")
-            self._begin_segment(1, 1)
+            self._log.begin()
             return
-        self._scan_log()
-        if self._head[0] != self.actor:
-            self._head = (self.actor, 0, CHAIN_START)
-
-    def _scan_log(self) -> None:
-        """Read every segment: what lies above the index's position is taken in again."""
-        index = self.disk.index
-        known_seq, next_seq, data, offset = index.applied_seq, 0, b"", 0
-        last = 0
-        """Where the last group begins."""
-        for number in sorted(self.disk.files):
-            data = bytes(self.disk.files[number])
-            header = logformat.decode_segment_header(data)
-            offset = logformat.SEGMENT_HEADER_BYTES
-            if header is None:
-                offset = 0
-                break
-            self._starts[number] = header.first_seq
-            next_seq = next_seq or header.first_seq
-            for group in logformat.scan(data, offset, next_seq, self._secret):
-                last, offset, next_seq = group.offset, group.end, group.last_seq + 1
-                known_seq = max(known_seq, group.synced_seq)
-                self._head = (group.actor, group.hlc, group.chain)
-                self._chains[group.actor, group.hlc] = group.chain, group.last_seq
-                for entry in logformat.entries(data, group):
-                    if entry.seq > index.applied_seq:
-                        self._redo(entry.kind, entry.raw, entry.seq)
-                        self.recovery.replayed += 1
-                    self._note(entry.kind, entry.raw, entry.seq)
-        next_seq = next_seq or 1
-        tail = logformat.judge_tail(data, offset, next_seq, known_seq, self._secret)
-        number = max(self.disk.files)
-        if tail.torn_bytes:
-            self.disk.write(number, tail.offset, bytes(tail.torn_bytes))
-            self.disk.sync()
-            self.recovery.torn_bytes = tail.torn_bytes
-        self.seq = self.durable_seq = next_seq - 1
-        self._number, self._end = number, offset
-        self._make_sure(number, last)
-        if offset == 0:
-            self._write_header(number, next_seq)
-
-    def _make_sure(self, number: int, last: int) -> None:
-        """The last group may have been written and not synced by the life before: it is read from
-        the page cache, and from here on it counts as durable."""
-        file = self.disk.files[number]
-        self.disk.write(number, last, bytes(file[last : self._end]))
-        self.disk.sync()
+        for entry in self._log.replay(index):
+            self._redo(*entry)
+            self.recovery.replayed += 1
+        self.recovery.torn_bytes = self._log.torn_bytes
+        if self._log.head[0] != self.actor:
+            self._log.head = (self.actor, 0, CHAIN_START)
 
     def _redo(self, kind: int, raw: bytes, seq: int) -> None:
         if kind == logformat.KIND_RECORD:
@@ -213,36 +157,26 @@ class Store:
             self._drop(*_decode_drop_entry(raw))
         else:
             self._put(kind, dict(_decode_items(raw)))
-        self._unapplied.append((kind, raw, seq))
-
-    def _note(self, kind: int, raw: bytes, seq: int) -> None:
-        if kind == logformat.KIND_RECORD:
-            actor, hlc, prev_hlc = logformat.record_span(raw)
-            self._records.setdefault(actor, []).append((hlc, prev_hlc, raw, seq))
-
-    def _begin_segment(self, number: int, first_seq: int, size: int = 0) -> None:
-        self.disk.create(number, max(SEGMENT_BYTES, size + logformat.SEGMENT_HEADER_BYTES))
-        self._write_header(number, first_seq)
-
-    def _write_header(self, number: int, first_seq: int) -> None:
-        secret = self.disk.index.meta[b"secret"]
-        header = SegmentHeader(number, first_seq, self.store_id, secret)
-        self.disk.write(number, 0, logformat.encode_segment_header(header))
-        self._starts[number] = first_seq
-        self._number, self._end = number, logformat.SEGMENT_HEADER_BYTES
+        self._unapplied.append(Entry(kind, raw, seq))
 
     # --- reading
 
     @property
+    def seq(self) -> int:
+        return self._log.seq
+
+    @property
+    def durable_seq(self) -> int:
+        return self._log.durable_seq
+
+    @property
     def dirty(self) -> bool:
-        return bool(self._open)
+        return self._log.open
 
     @property
     def head(self) -> tuple[int, bytes]:
         """`(hlc, chain)` of the own actor as of what is durable."""
-        return self._durable_head[1:] if self._open else self._head[1:]
-
-    _durable_head: tuple[int, int, bytes] = (0, 0, CHAIN_START)
+        return self._log.durable_head[1:]
 
     def key_rows(self, key: bytes) -> KeyRows:
         return self.keys.get(key) or KeyRows()
@@ -252,10 +186,7 @@ class Store:
 
     def chain_at(self, hlc: int) -> bytes | None:
         """The own actor's chain at an earlier head; None if the log does not know that hlc."""
-        if self._head[:2] == (self.actor, hlc):
-            return self._head[2]
-        known = self._chains.get((self.actor, hlc))
-        return None if known is None else known[0]
+        return self._log.chain_at(self.actor, hlc)
 
     def scan(
         self, kind: int, prefix: bytes = b"", after: bytes = b"", limit: int = 1000
@@ -283,19 +214,8 @@ class Store:
         return found
 
     def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes] | None:
-        held = self._records.get(origin, [])
-        found: list[bytes] = []
-        size, at = 0, hlc
-        for record_hlc, prev_hlc, raw, _ in held:
-            if record_hlc <= at:
-                continue
-            if prev_hlc > at or (found and size + len(raw) > bytes_max):
-                break
-            found.append(raw)
-            size += len(raw)
-            at = record_hlc
-        waits = any(kind == logformat.KIND_RECORD for kind, _ in self._open)
-        if found or self.vv.get(origin, 0) <= hlc or (waits and (not held or held[-1][0] <= hlc)):
+        found = self._log.records_after(origin, hlc, bytes_max)
+        if found or self.vv.get(origin, 0) <= hlc or self._log.follows(origin, hlc):
             return found
         return None
 
@@ -357,8 +277,8 @@ class Store:
         )
         record = Record(actor, hlc, self.vv.get(actor, 0), row_ops)
         raw = encode_record(record)
-        self._append(logformat.KIND_RECORD, raw)
-        self._head = (actor, hlc, chain_next(self._head[2], record_hash(raw)))
+        self._log.append(logformat.KIND_RECORD, raw)
+        self._log.head = (actor, hlc, chain_next(self._log.head[2], record_hash(raw)))
         for key, type_code, delta in ops:
             held = self.keys.setdefault(key, KeyRows(type_code))
             held.type = type_code
@@ -374,20 +294,20 @@ class Store:
             return False
         if record.actor == self.actor:
             raise ActorReused(f"a neighbour holds records of actor {record.actor:x}")
-        self._append(logformat.KIND_RECORD, raw)
+        self._log.append(logformat.KIND_RECORD, raw)
         self._join(record.ops)
         self._extend(record.actor, record.hlc)
         return True
 
     def accept_rows(self, ops: Sequence[RowOp], vv: Mapping[int, int]) -> None:
-        self._append(logformat.KIND_ROWS, _encode((ops, vv)))
+        self._log.append(logformat.KIND_ROWS, _encode((ops, vv)))
         self._join(ops)
         self._cover(vv)
 
     def drop_rows(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None = None) -> None:
         """Remove rows for good; `vv`, if given, replaces the version vector."""
         covers = None if vv is None else dict(vv)
-        self._append(logformat.KIND_DROP, _encode((list(row_keys), covers)))
+        self._log.append(logformat.KIND_DROP, _encode((list(row_keys), covers)))
         self._drop(row_keys, covers)
 
     def lose(self, row_keys: Sequence[bytes]) -> None:
@@ -398,7 +318,7 @@ class Store:
         self._digest = None
 
     def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int:
-        self._append(kind, _encode(list(items.items())))
+        self._log.append(kind, _encode(list(items.items())))
         self._put(kind, items)
         return self.seq
 
@@ -408,31 +328,14 @@ class Store:
         before = self.actor
         self.actor = int.from_bytes(random_bytes(8), "big")
         self.disk.index.meta[b"actor"] = self.actor.to_bytes(8, "big")
-        self._head = (self.actor, 0, CHAIN_START)
+        self._log.head = (self.actor, 0, CHAIN_START)
         return before
 
     def flush(self) -> None:
         """One write and one sync for the open group. StoreFailed is final."""
-        if not self._open:
+        if not self._log.open:
             return
-        seq = self.durable_seq + 1
-        data = self._group.encode(self._secret, seq, self.durable_seq, *self._head)
-        if self._end + len(data) > len(self.disk.files[self._number]):
-            self._begin_segment(self._number + 1, seq, len(data))
-        self.disk.write(self._number, self._end, data)
-        self._step("log written")
-        try:
-            self.disk.sync()
-        except OSError as error:
-            raise StoreFailed(str(error)) from error
-        self._step("log synced")
-        self._end += len(data)
-        for at, (kind, raw) in enumerate(self._open):
-            self._note(kind, raw, seq + at)
-            self._unapplied.append((kind, raw, seq + at))
-        self.durable_seq = self.seq
-        self._chains[self._head[:2]] = self._head[2], self.seq
-        self._group, self._open = OpenGroup(), []
+        self._unapplied += self._log.flush()
         touched, self._touched = self._touched, {}
         if touched:
             for callback in self.on_flush:
@@ -445,7 +348,7 @@ class Store:
         index = self.disk.index
         fresh = index.copy()
         durable = {name for kind, raw, _ in self._unapplied for name in _row_keys(kind, raw)}
-        if not self._open:
+        if not self._log.open:
             for name in durable:
                 key, part = split_row_key(name)
                 held = self.key_rows(key)
@@ -456,11 +359,11 @@ class Store:
             fresh.items = {kind: dict(pairs) for kind, pairs in self.items.items()}
             fresh.vv = dict(self.vv)
             fresh.applied_seq = self.applied_seq = self.durable_seq
-            fresh.position = (self._number, self._end)
-            fresh.head = self._head
+            fresh.position = self._log.position
+            fresh.head = self._log.head
             self._unapplied.clear()
             self.disk.index = fresh
-            self._trim()
+            self._log.trim(self.applied_seq)
 
     def close(self) -> None:
         """A clean shutdown."""
@@ -468,29 +371,7 @@ class Store:
         self.apply()
         self.disk.index.meta[CLEAN] = b"1"
 
-    def _trim(self) -> None:
-        numbers = sorted(self._starts)
-        while (
-            len(numbers) > self._segments_kept and self._starts[numbers[1]] - 1 <= self.applied_seq
-        ):
-            number = numbers.pop(0)
-            del self._starts[number]
-            self.disk.delete(number)
-        first_seq = self._starts[numbers[0]]
-        for records in self._records.values():
-            while records and records[0][3] < first_seq:
-                del records[0]
-        for head in [head for head, (_, seq) in self._chains.items() if seq < first_seq]:
-            del self._chains[head]
-
     # --- inside
-
-    def _append(self, kind: int, raw: bytes) -> None:
-        if not self._open:
-            self._durable_head = self._head
-        self._group.append(kind, raw)
-        self._open.append((kind, raw))
-        self.seq += 1
 
     def _join(self, ops: Sequence[RowOp]) -> None:
         for decoded in decode_rows(ops):

@@ -18,7 +18,7 @@ from roost_crdt import inflow, outflow, peer, replica, rows
 from roost_crdt.hlc import Hlc
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import TAG_ACTOR, TYPE_COUNTER
-from roost_sim import disk, node, store
+from roost_sim import disk, log, node, store
 from roost_sim.explore import run_seed
 
 Patch = tuple[Any, str, Any]
@@ -100,7 +100,7 @@ _ALL: dict[str, tuple[Patch, ...]] = {
         (replica.Replica, "_check_greeting", _nothing),
         (inflow.Inflow, "_check_own", _nothing),
     ),
-    "what was replayed is not synced": ((store.Store, "_make_sure", _nothing),),
+    "what was replayed is not synced": ((log.Log, "_make_sure", _nothing),),
     "the clock does not follow what it sees": ((Hlc, "observe", _nothing),),
     "nothing is announced": (
         (outflow.Outflow, "announce", _nothing),
