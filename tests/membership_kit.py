@@ -70,9 +70,8 @@ class Cluster:
         """Both are configured; the first dials."""
         for name, peer, dials in ((a, b, True), (b, a, False)):
             self[name].neighbours[peer] = dials
-            self[name].backoff_ms[peer] = 200.0
             if self[name].life is not None:
-                self[name].dial_later(peer, first=True)
+                self[name].links.dial_later(peer, first=True)
 
     def add(self, name: str, *neighbours: str) -> Node:
         node = self.run.join(name, ())
