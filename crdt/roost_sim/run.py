@@ -12,10 +12,12 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.limits import KIB, Limits
 from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP, TYPE_REGISTER, TYPE_SET
 
+from . import endpoint
 from .clients import FIELDS, Keys
 from .faults import Faults
 from .history import History
 from .hosting import Shell, Surroundings
+from .linear import Linear
 from .links import Links
 from .loop import START_MS, Loop, Lost
 from .network import Network
@@ -33,6 +35,8 @@ HEAL_MS = 60_000.0
 QUOTAS_EVERY = 8
 """In one run of so many, nodes spend of a quota too."""
 SPENDERS = 3
+LINEAR_EVERY = 4
+"""In one run of so many, clients use linearizable keys; the rest of the run is as without them."""
 LIMITS = Limits(
     window_bytes=8 * KIB,
     frame_bytes=2 * KIB,
@@ -161,6 +165,7 @@ class Run:
         self.keys = Keys(self.history, self.random)
         self.talks = Talks()
         self.quotas = Quotas(seed) if seed % QUOTAS_EVERY == QUOTAS_EVERY - 1 else None
+        self.linear = Linear(self.world, self.nodes, seed) if seed % LINEAR_EVERY == 0 else None
         self.rpcs: dict[str, Rpc] = {}
         self._busy = True
 
@@ -240,6 +245,10 @@ class Run:
             self.world.loop.after(200.0, None, self.start, name)
 
     def _on_crash(self, name: str) -> None:
+        if name == endpoint.NAME:
+            assert self.linear is not None
+            self.linear.endpoint.crashed()
+            return
         node = self.nodes[name]
         node.crash()
         self.world.loop.after(self.random.uniform(20, 3_000), None, self.start, name)
@@ -296,6 +305,8 @@ class Run:
             for _ in range(SPENDERS):
                 spends = self.quotas.client(self.nodes, lambda: self._busy, plan.pause_ms)
                 loop.spawn(spends, None)
+        if self.linear is not None:
+            self.linear.begin(lambda: self._busy, plan.pause_ms)
 
     def run(self) -> Verdict:
         self.begin()
@@ -309,6 +320,8 @@ class Run:
         heal_ms = self._quiesce(loop.now_ms)
         if not self.problems:
             self._check()
+        if self.linear is not None:
+            self.problems += self.linear.finish()
         for node in (*self.nodes.values(), *self.left.values()):
             self.problems += node.problems
             if node.life is not None:

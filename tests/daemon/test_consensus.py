@@ -20,9 +20,9 @@ from roost_crdt.errors import (
     UnknownOutcome,
 )
 from roost_crdt.limits import Limits
+from roost_crdt.linear.request_ids import RequestIds, check_request_id
 from roostd.consensus.base import Compare, Disabled, Item, Outcome, Txn, seal, unseal
 from roostd.consensus.embedded import EmbeddedHost, EmbeddedRemote
-from roostd.consensus.request_ids import RequestIds, check_request_id
 from roostd.consensus.witness import Witness
 
 SMALL = Limits(request_ids_kept=3)

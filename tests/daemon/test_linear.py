@@ -20,9 +20,9 @@ from roost_crdt.errors import (
     Unsupported,
     WrongType,
 )
+from roost_crdt.linear.cells import INT64_MAX, INT64_MIN, Cell, Delete, Get, Incr, Put, Reply, step
 from roost_crdt.policy import PolicyTable
 from roostd.consensus.base import Txn
-from roostd.node.cells import INT64_MAX, INT64_MIN, Cell, Delete, Get, Incr, Put, Reply, step
 
 # --- registers ------------------------------------------------------------------------------------
 

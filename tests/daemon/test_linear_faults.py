@@ -12,7 +12,6 @@ from faulty_wire import POLICIES, Hosting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_client import BASE_MS, DEADLINE_MS, Client, clients
-from linearizability import NEVER, Operation, is_linearizable
 from virtual_time import run_virtual, virtual
 
 from roost_crdt.errors import (
@@ -21,8 +20,9 @@ from roost_crdt.errors import (
     Unavailable,
     UnknownOutcome,
 )
+from roost_crdt.linear.cells import INT64_MAX, Incr, Reply
+from roost_sim.linearizability import NEVER, Operation, is_linearizable
 from roostd.consensus.base import Disabled
-from roostd.node.cells import INT64_MAX, Incr, Reply
 from roostd.node.linear import Linear
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from linearizability import NEVER, Operation, is_linearizable
 
+from roost_sim.linearizability import NEVER, Operation, is_linearizable
 from roostd.demo.regions import Regions
 
 from .speaker import Refused, Speaker, speaking

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from sim import quotamutants, sessionmutants
+from sim import linearmutants, quotamutants, sessionmutants
 
 from roost_crdt import inflow, outflow, peer, replica, rows
 from roost_crdt.hlc import Hlc
@@ -109,6 +109,7 @@ _ALL: dict[str, tuple[Patch, ...]] = {
     "a sync does not order anything": ((disk.Disk, "sync", _nothing),),
     **sessionmutants.MUTANTS,
     **quotamutants.MUTANTS,
+    **linearmutants.MUTANTS,
 }
 
 _RULES: dict[str, tuple[Patch, ...]] = {
@@ -131,6 +132,7 @@ SEEDS: dict[str, int] = {
     "a sync does not order anything": 4,
     **sessionmutants.SEEDS,
     **quotamutants.SEEDS,
+    **linearmutants.SEEDS,
 }
 
 MUTANTS = {name: patches for name, patches in _ALL.items() if name in SEEDS}

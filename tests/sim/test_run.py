@@ -8,7 +8,7 @@ import sys
 import pytest
 from sim.seeds import FOUND
 
-from roost_sim import copies
+from roost_sim import copies, run
 from roost_sim.explore import Tally, run_seed
 from roost_sim.history import History
 from roost_sim.scenario import Scenario
@@ -53,6 +53,18 @@ def test_the_report_says_what_was_reached() -> None:
     assert "8 seeds, 8 clean" in report
     for reached in ("Heartbeat", "Records", "kill", "Stream", "before flush"):
         assert reached in report
+
+
+def test_linearizable_keys_leave_the_rest_of_a_run_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_them = run_seed(12)
+    assert with_them.reached["linear:operation in a history"] > 50
+    assert "linear:undecided" not in with_them.reached
+    monkeypatch.setattr(run, "LINEAR_EVERY", 1 << 60)
+    without = run_seed(12)
+    assert without.fingerprint == with_them.fingerprint
+    assert not any(what.startswith("linear:") for what in without.reached)
 
 
 @pytest.mark.parametrize("topology", ["line", "star", "ring", "mesh"])

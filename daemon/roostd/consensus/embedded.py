@@ -5,10 +5,7 @@ neighbours' rpc (`EmbeddedRemote`). Execution is serial because a transaction re
 puts without giving way to another; an answer is given when the write is durable, also to a reader,
 since the put is visible before it is. There is no replication: while the host is away nothing
 linearizable can be read or written anywhere.
-
-    meta                 history (16 random bytes of the first start) + revision u64
-    d<key>               revision u64 BE + value
-    q...                 request ids, see request_ids.py
+What its table holds and how a transaction is carried out is `roost_crdt.linear.hosted`.
 """
 
 from __future__ import annotations
@@ -22,15 +19,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from roost_crdt.errors import (
-    BadRequest,
-    CorruptData,
     PeerError,
     RoostError,
-    TooLarge,
     Unavailable,
     UnknownOutcome,
 )
-from roost_crdt.limits import DEFAULT_LIMITS, KIB, Limits
+from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.linear.hosted import Hosted, unknown
 from roostd.consensus import wire
 from roostd.consensus.base import (
     SCAN_MAX,
@@ -40,20 +35,13 @@ from roostd.consensus.base import (
     Outcome,
     Table,
     Txn,
-    seal,
-    unseal,
 )
-from roostd.consensus.request_ids import RequestIds
 from roostd.consensus.witness import Witness
 
 __all__ = ["EmbeddedHost", "EmbeddedRemote"]
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES_MAX = 500
-VALUE_MARGIN_BYTES = 64 * KIB
-"""What a cell may add to the value that a client sent."""
-HISTORY_BYTES = 16
 ATTEMPT_MS_MIN = 50
 RETRY_PAUSE_MS = 20
 
@@ -80,9 +68,7 @@ class EmbeddedHost:
     ) -> None:
         self._table = table
         self._random_bytes = random_bytes
-        self._limits = limits
-        self._requests = RequestIds(table, b"q", limits.request_ids_kept)
-        self._history = b""
+        self._hosted = Hosted(table, limits)
         self._last_error: str | None = None
 
     async def start(self) -> None:
@@ -91,13 +77,9 @@ class EmbeddedHost:
             "embedded consensus is hosted here: a single node, not replicated; while it is away "
             "no linearizable key can be read or written"
         )
-        if self._table.get(b"meta") is None:
-            if self._table.scan(b"d", b"", 1):
-                raise CorruptData("consensus keys are stored without their history")
-            self._history = self._random_bytes(HISTORY_BYTES)
-            self._table.put({b"meta": self._meta(0)})
+        if self._hosted.founded(self._random_bytes):
             await self._table.durable()
-        self._history = self._read_meta()[0]
+        self._hosted.open()
 
     async def stop(self) -> None:
         """Nothing is held: what was answered is durable."""
@@ -105,22 +87,21 @@ class EmbeddedHost:
     # --- the interface ------------------------------------------------------------------------
 
     async def get(self, keys: Sequence[bytes], *, deadline_ms: int) -> list[Item | None]:
-        items = [self._item(key) for key in keys]
+        items = self._hosted.items(keys)
         await self._durable(deadline_ms, None)
         return items
 
     async def scan(
         self, prefix: bytes, limit: int, *, after: bytes = b"", deadline_ms: int
     ) -> list[tuple[bytes, Item]]:
-        rows = self._table.scan(b"d" + prefix, b"d" + after if after else b"", limit)
-        items = [(key[1:], self._decode(key, stored)) for key, stored in rows]
+        items = self._hosted.scan(prefix, after, limit)
         await self._durable(deadline_ms, None)
         return items
 
     async def txn(
         self, txn: Txn, *, request_id: bytes | None = None, result: bytes = b"", deadline_ms: int
     ) -> Outcome:
-        outcome = self._execute(txn, request_id, result)
+        outcome = self._hosted.execute(txn, request_id, result)
         await self._durable(deadline_ms, request_id, written=outcome.ok)
         return outcome
 
@@ -128,78 +109,8 @@ class EmbeddedHost:
         """The history is this node's own: a restored one is noticed by the others."""
 
     def status(self) -> ConsensusStatus:
-        return ConsensusStatus("embedded", "up" if self._history else "down", self._last_error)
-
-    # --- execution, serial because nothing here awaits ------------------------------------------
-
-    def _execute(self, txn: Txn, request_id: bytes | None, result: bytes) -> Outcome:
-        self._check_sizes(txn, result)
-        if request_id is not None:
-            first = self._first_result(request_id)
-            if first is not None:
-                return Outcome(True, True, first)
-        items = tuple(self._item(compare.key) for compare in txn.compares)
-        for compare, item in zip(txn.compares, items, strict=True):
-            if compare.revision != (item.revision if item else 0):
-                return Outcome(False, items=items)
-        rows: dict[bytes, bytes | None] = {}
-        revision = self._revision()
-        if txn.puts:
-            revision += 1
-            for key, value in txn.puts:
-                rows[b"d" + key] = None if value is None else _encode_item(key, value, revision)
-            rows[b"meta"] = self._meta(revision)
-        if request_id is not None:
-            rows.update(self._requests.remember(request_id, result))
-        if rows:
-            self._table.put(rows)
-        return Outcome(True, False, result, revision=revision if txn.puts else 0)
-
-    def _check_sizes(self, txn: Txn, result: bytes) -> None:
-        for key in (*(compare.key for compare in txn.compares), *(key for key, _ in txn.puts)):
-            if not 1 <= len(key) <= KEY_BYTES_MAX:
-                raise BadRequest(f"a consensus key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
-        if len({key for key, _ in txn.puts}) != len(txn.puts):
-            raise BadRequest("a transaction puts one key twice")
-        longest = self._limits.value_bytes_max + VALUE_MARGIN_BYTES
-        for value in (result, *(value for _, value in txn.puts if value is not None)):
-            if len(value) > longest:
-                raise TooLarge(f"a value of {len(value)} bytes; consensus takes {longest}")
-
-    def _item(self, key: bytes) -> Item | None:
-        stored = self._table.get(b"d" + key)
-        return None if stored is None else self._decode(b"d" + key, stored)
-
-    def _decode(self, row_key: bytes, stored: bytes) -> Item:
-        """A damaged row refuses its own key, never the others, and is never taken for none."""
-        try:
-            return _decode_item(row_key, stored)
-        except CorruptData as error:
-            self._last_error = str(error)
-            raise Unavailable(
-                f"consensus cannot read a key: {error}; `roost check --repair` on its host, or "
-                "restore a backup"
-            ) from None
-
-    def _first_result(self, request_id: bytes) -> bytes | None:
-        try:
-            return self._requests.find(request_id)
-        except CorruptData as error:
-            self._last_error = str(error)
-            raise _unknown(f"the first answer cannot be read: {error}", request_id) from None
-
-    def _meta(self, revision: int) -> bytes:
-        return seal(b"meta", self._history + revision.to_bytes(8, "big"))
-
-    def _read_meta(self) -> tuple[bytes, int]:
-        stored = self._table.get(b"meta")
-        body = b"" if stored is None else unseal(b"meta", stored)
-        if len(body) != HISTORY_BYTES + 8:
-            raise CorruptData("the history of consensus has another shape")
-        return body[:HISTORY_BYTES], int.from_bytes(body[HISTORY_BYTES:], "big")
-
-    def _revision(self) -> int:
-        return self._read_meta()[1]
+        last_error = self._hosted.last_error or self._last_error
+        return ConsensusStatus("embedded", "up" if self._hosted.history else "down", last_error)
 
     async def _durable(
         self, deadline_ms: int, request_id: bytes | None, *, written: bool = False
@@ -210,7 +121,7 @@ class EmbeddedHost:
         except TimeoutError:
             self._last_error = f"the disk took longer than {deadline_ms} ms"
             if written:
-                raise _unknown(self._last_error, request_id) from None
+                raise unknown(self._last_error, request_id) from None
             raise Unavailable(f"consensus: {self._last_error}; nothing was changed") from None
 
     # --- the other nodes ------------------------------------------------------------------------
@@ -221,16 +132,16 @@ class EmbeddedHost:
 
     async def _serve_get(self, _peer: str, args: Mapping[str, Any]) -> Any:
         asked = wire.read_args(args, wire.GetArgs)
-        revision = self._revision()
+        revision = self._hosted.revision()
         items = await self.get(asked.keys, deadline_ms=_deadline(asked.deadline_ms))
         return msgspec.to_builtins(
-            wire.GetReply(self._history, revision, _pairs(items)),
+            wire.GetReply(self._hosted.history, revision, _pairs(items)),
             builtin_types=(bytes,),
         )
 
     async def _serve_scan(self, _peer: str, args: Mapping[str, Any]) -> Any:
         asked = wire.read_args(args, wire.ScanArgs)
-        revision = self._revision()
+        revision = self._hosted.revision()
         found = await self.scan(
             asked.prefix,
             asked.limit,
@@ -239,7 +150,7 @@ class EmbeddedHost:
         )
         return msgspec.to_builtins(
             wire.ScanReply(
-                self._history,
+                self._hosted.history,
                 revision,
                 [(key, item.value, item.revision) for key, item in found],
             ),
@@ -248,12 +159,12 @@ class EmbeddedHost:
 
     async def _serve_txn(self, _peer: str, args: Mapping[str, Any]) -> Any:
         asked = wire.read_args(args, wire.TxnArgs)
-        outcome = self._execute(asked.txn(), asked.request_id, asked.result)
-        revision = self._revision()
+        outcome = self._hosted.execute(asked.txn(), asked.request_id, asked.result)
+        revision = self._hosted.revision()
         await self._durable(_deadline(asked.deadline_ms), asked.request_id, written=outcome.ok)
         return msgspec.to_builtins(
             wire.TxnReply(
-                self._history,
+                self._hosted.history,
                 revision,
                 outcome.ok,
                 outcome.duplicate,
@@ -399,23 +310,6 @@ def _pairs(items: Sequence[Item | None]) -> list[tuple[bytes, int] | None]:
 
 def _pair(compare: Compare) -> list[Any]:
     return [compare.key, compare.revision]
-
-
-def _encode_item(key: bytes, value: bytes, revision: int) -> bytes:
-    return seal(b"d" + key, revision.to_bytes(8, "big") + value)
-
-
-def _decode_item(row_key: bytes, stored: bytes) -> Item:
-    body = unseal(row_key, stored)
-    if len(body) < 8:
-        raise CorruptData(f"the consensus row {row_key!r} has another shape")
-    return Item(body[8:], int.from_bytes(body[:8], "big"))
-
-
-def _unknown(message: str, request_id: bytes | None) -> UnknownOutcome:
-    return UnknownOutcome(
-        f"{message}; the transaction may have been applied", request_id=_shown(request_id)
-    )
 
 
 def _shown(request_id: bytes | None) -> str | None:

@@ -15,8 +15,8 @@ import msgspec
 from roost_crdt.errors import BadRequest, Busy, RoostError
 from roost_crdt.grants import Ledger, Window
 from roost_crdt.limits import Limits
+from roost_crdt.linear.request_ids import RequestIds
 from roostd.consensus.base import Table
-from roostd.consensus.request_ids import RequestIds
 from roostd.node.pools import Quota
 from roostd.node.spendrows import (
     Answer,

@@ -1,38 +1,25 @@
 """Linearizable registers and counters: compare-and-swap on consensus.
 
-A write reads its keys, computes what they should be, and sends both as one transaction that
-compares the revisions read. Who loses tries again from what the answer showed, after a pause with
-jitter, a bounded number of times and within the deadline. Writers of one key on this node take
-turns, so that only other nodes are raced against, and the last revision seen is tried first: a
-busy counter costs one round trip an increment. An answer that changed nothing always comes from a
-fresh read. A request id is stored with the effect: a retry, on any node, gets the first answer.
+The attempts are `roost_crdt.linear.swaps`. Writers of one key on this node take turns, so that only
+other nodes are raced against, and the last revision seen is tried first: a busy counter costs one
+round trip an increment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import NamedTuple
 
 from roost_crdt.errors import (
     BadRequest,
-    Busy,
-    RoostError,
     TooLarge,
     Unavailable,
-    UnknownOutcome,
     Unsupported,
     WrongType,
 )
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
-from roost_crdt.policy import LINEARIZABLE, Policy, PolicyTable
-from roost_crdt.rows.layout import check_key
-from roostd.consensus.base import COMPARES_MAX, SCAN_MAX, Compare, Consensus, Item, Txn
-from roostd.consensus.request_ids import check_request_id
-from roostd.node.cells import (
+from roost_crdt.linear.cells import (
     INT64_MAX,
     INT64_MIN,
     Cell,
@@ -45,29 +32,19 @@ from roostd.node.cells import (
     Put,
     Reply,
     counter_of,
-    decode_cell,
-    encode_cell,
-    step,
+    live_cell,
 )
-from roostd.node.work import Work, revision_of, stored_key
+from roost_crdt.linear.request_ids import check_request_id
+from roost_crdt.linear.swaps import Swaps
+from roost_crdt.linear.work import Work, revision_of, stored_key
+from roost_crdt.policy import LINEARIZABLE, Policy, PolicyTable
+from roost_crdt.rows.layout import check_key
+from roostd.consensus.base import COMPARES_MAX, SCAN_MAX, Consensus, Item
 
 __all__ = ["Linear"]
 
-ATTEMPTS_MAX = 256
 PAUSE_S_MAX = 0.002
 """Short: of those who race one always wins, and who pauses for long keeps losing."""
-KNOWN_MAX = 1_024
-KNOWN_BYTES_MAX = 4_096
-"""Larger values are read again rather than held."""
-NEVER = (1 << 63) - 1
-"""A revision that no key has."""
-
-
-class _Run(NamedTuple):
-    """What commands make of the items that were read."""
-
-    puts: dict[bytes, bytes | None]
-    replies: list[Reply]
 
 
 class _Turn:
@@ -106,7 +83,13 @@ class Linear:
         self._deadline_ms = deadline_ms
         self._limits = limits
         self._turns: dict[bytes, _Turn] = {}
-        self._known: OrderedDict[bytes, Item | None] = OrderedDict()
+        self._swaps = Swaps(
+            consensus,
+            now_ms=now_ms,
+            clock_s=lambda: asyncio.get_running_loop().time(),
+            pause=self._pause,
+            deadline_ms=deadline_ms,
+        )
 
     # --- reads --------------------------------------------------------------------------------
 
@@ -252,7 +235,7 @@ class Linear:
         work = Work(checked, keys, policies, watched, request)
         ends = asyncio.get_running_loop().time() + self._deadline_ms / 1000
         async with self._turns_of(keys, ends):
-            return await self._attempts(work, ends)
+            return await self._swaps.attempts(work, ends)
 
     # --- checks -------------------------------------------------------------------------------
 
@@ -292,176 +275,12 @@ class Linear:
         return command
 
     def _live(self, item: Item | None, policy: Policy, key: bytes) -> Cell | None:
-        cell = None if item is None else decode_cell(item.value, policy, key)
-        return None if cell is None or 0 < cell.expires_ms <= self._now_ms() else cell
+        return None if item is None else live_cell(item, policy, key, self._now_ms())
 
-    # --- compare-and-swap ---------------------------------------------------------------------
+    # --- one after the other ------------------------------------------------------------------
 
-    async def _attempts(self, work: Work, ends: float) -> list[Reply] | None:
-        items = self._recall(work)
-        fresh = False
-        for _ in range(ATTEMPTS_MAX):
-            if items is None:
-                items = await self._consensus.get(work.stored, deadline_ms=self._left(ends, work))
-                fresh = True
-            if not work.unchanged(items):
-                return await self._first_answer(work, ends)
-            try:
-                run = self._run(work, items)
-            except RoostError:
-                first = await self._first_answer(work, ends) if fresh else None
-                if first is not None:
-                    return first
-                if fresh:
-                    raise
-                items = None
-                continue
-            if not run.puts and work.request is None:
-                if fresh:
-                    return run.replies
-                items = None
-                continue
-            if work.reads:
-                await self._bury(work, run, items, ends)
-                items = None
-                continue
-            replies, items = await self._send(work, run, items, ends)
-            if replies is not None:
-                return replies
-            fresh = True
-            work.overtaken += 1
-            await asyncio.sleep(self._random() * PAUSE_S_MAX)
-        raise self._overtaken(work)
-
-    def _run(self, work: Work, items: Sequence[Item | None]) -> _Run:
-        now_ms = self._now_ms()
-        cells: dict[bytes, Cell | None] = {}
-        written: set[bytes] = set()
-        for key, item in zip(work.keys, items, strict=True):
-            cells[key] = None
-            if item is not None and not work.blind:
-                cells[key] = self._live(item, work.policies[key], key)
-                if cells[key] is None:
-                    written.add(key)
-        replies: list[Reply] = []
-        for command in work.commands:
-            key = command.key
-            made = step(command, cells[key], work.policies[key], now_ms)
-            cells[key] = made.cell
-            replies.append(made.reply)
-            if made.wrote:
-                written.add(key)
-        puts: dict[bytes, bytes | None] = {}
-        for key in sorted(written):
-            cell = cells[key]
-            puts[key] = None if cell is None else encode_cell(cell)
-        return _Run(puts, replies)
-
-    async def _send(
-        self, work: Work, run: _Run, items: Sequence[Item | None], ends: float
-    ) -> tuple[list[Reply] | None, list[Item | None] | None]:
-        compares = () if work.blind else tuple(map(Compare, work.stored, map(revision_of, items)))
-        puts = tuple((stored_key(key), value) for key, value in run.puts.items())
-        try:
-            outcome = await self._consensus.txn(
-                Txn(compares, puts),
-                request_id=work.request_key,
-                result=b"" if work.request is None else work.answer(run.replies),
-                deadline_ms=self._left(ends, work),
-            )
-        except UnknownOutcome as error:
-            self._forget(work)
-            raise self._unknown(error, work) from None
-        except (RoostError, asyncio.CancelledError):
-            self._forget(work)
-            raise
-        if not outcome.ok:
-            self._forget(work)
-            return None, list(outcome.items)
-        if outcome.duplicate:
-            self._forget(work)
-            return work.read_answer(outcome.result), None
-        self._remember(work, run, items, outcome.revision)
-        return run.replies, None
-
-    async def _bury(self, work: Work, run: _Run, items: Sequence[Item | None], ends: float) -> None:
-        """Make expiries that a read found due true for everybody, before it is answered."""
-        due = [
-            (Compare(stored_key(key), item.revision), (stored_key(key), None))
-            for key, item in zip(work.keys, items, strict=True)
-            if key in run.puts and item is not None
-        ][:COMPARES_MAX]
-        compares, puts = zip(*due, strict=True)
-        self._forget(work)
-        with contextlib.suppress(UnknownOutcome):  # the read that follows shows what happened
-            await self._consensus.txn(Txn(compares, puts), deadline_ms=self._left(ends, work))
-
-    async def _first_answer(self, work: Work, ends: float) -> list[Reply] | None:
-        """What an earlier try with this request id was answered, if there was one."""
-        if work.request is None:
-            return None
-        impossible = Txn((Compare(work.stored[0], NEVER),), ())
-        try:
-            outcome = await self._consensus.txn(
-                impossible, request_id=work.request_key, deadline_ms=self._left(ends, work)
-            )
-        except UnknownOutcome as error:
-            raise self._unknown(error, work) from None
-        return work.read_answer(outcome.result) if outcome.duplicate else None
-
-    def _left(self, ends: float, work: Work) -> int:
-        left_ms = int((ends - asyncio.get_running_loop().time()) * 1000)
-        if left_ms <= 0 and work.overtaken:
-            raise self._overtaken(work)
-        if left_ms <= 0:
-            raise Unavailable(
-                f"{work.shown}: consensus took longer than {self._deadline_ms} ms; nothing was "
-                "changed"
-            )
-        return left_ms
-
-    @staticmethod
-    def _overtaken(work: Work) -> Busy:
-        return Busy(
-            f"{work.shown} is written by too many at once: {work.overtaken} attempts were "
-            "overtaken; nothing was changed",
-            retry_after_ms=100,
-        )
-
-    def _unknown(self, error: UnknownOutcome, work: Work) -> UnknownOutcome:
-        if work.request is None:
-            advice = "no request id was given: read the key to see"
-        else:
-            advice = "retry with the same request id"
-        return UnknownOutcome(
-            f"{work.shown} may have been written ({error.message}); {advice}",
-            request_id=None if work.request is None else work.request.decode(errors="replace"),
-        )
-
-    # --- what is known here -------------------------------------------------------------------
-
-    def _recall(self, work: Work) -> list[Item | None] | None:
-        if work.blind:
-            return [None for _ in work.keys]
-        if work.reads or work.watched or any(key not in self._known for key in work.keys):
-            return None
-        return [self._known[key] for key in work.keys]
-
-    def _remember(self, work: Work, run: _Run, items: Sequence[Item | None], revision: int) -> None:
-        for key, item in zip(work.keys, items, strict=True):
-            known = item
-            if key in run.puts:
-                value = run.puts[key]
-                known = None if value is None else Item(value, revision)
-            self._known.pop(key, None)
-            if (known is None or len(known.value) <= KNOWN_BYTES_MAX) and revision:
-                self._known[key] = known
-        while len(self._known) > KNOWN_MAX:
-            self._known.popitem(last=False)
-
-    def _forget(self, work: Work) -> None:
-        for key in work.keys:
-            self._known.pop(key, None)
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._random() * PAUSE_S_MAX)
 
     @asynccontextmanager
     async def _turns_of(self, keys: Sequence[bytes], ends: float) -> AsyncIterator[None]:

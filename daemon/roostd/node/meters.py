@@ -24,8 +24,8 @@ import msgspec
 from roost_crdt.errors import BadRequest, CorruptData, RoostError, Unavailable, WrongType
 from roost_crdt.grants import AMOUNT_MAX, check_amount
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.linear.request_ids import RequestIds, check_request_id
 from roostd.consensus.base import Compare, Consensus, Item, Table, Txn, seal, unseal
-from roostd.consensus.request_ids import RequestIds, check_request_id
 
 __all__ = ["Meters"]
 

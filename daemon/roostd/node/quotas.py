@@ -28,10 +28,10 @@ import msgspec
 from roost_crdt.errors import BadRequest, CorruptData, RoostError, Unavailable, WrongType
 from roost_crdt.grants import Window, check_amount
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.linear.request_ids import check_request_id
 from roost_crdt.policy import LINEARIZABLE, Policy, PolicyTable
 from roost_crdt.rows.layout import check_key
 from roostd.consensus.base import Consensus, Table
-from roostd.consensus.request_ids import check_request_id
 from roostd.node.accounts import Accounts, Spent
 from roostd.node.meters import Meters
 from roostd.node.pools import Pools, Quota

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from roost_crdt.linear.hosted import HISTORY_BYTES
 from roost_crdt.logformat import KIND_CONSENSUS, KIND_META
 from roostd.consensus.base import seal, unseal
-from roostd.consensus.embedded import HISTORY_BYTES
 from roostd.store import RESTORED, Store
 
 log = logging.getLogger("roostd.node.restored")

@@ -2,7 +2,7 @@
 
     l<quota key>        what is spent of the open grant        (LedgerRow)
     v<reservation id>   a reservation that is not closed yet   (ReservationRow)
-    i...                request ids, see roostd.consensus.request_ids
+    i...                request ids, see roost_crdt.linear.request_ids
     witness             see roostd.consensus.witness
 
 Every row is sealed: the index has no checksums. Both rows name their grant: amounts count against

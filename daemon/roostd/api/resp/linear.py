@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from roost_crdt.errors import BadRequest, RoostError, Unsupported
+from roost_crdt.linear.cells import Command, Delete, Expire, Get, Incr, Put, Reply
 from roost_crdt.policy import Policy
 from roost_crdt.rows import Leaf
 from roostd.api import numbers
@@ -18,7 +19,6 @@ from roostd.api.resp.connection import Connection
 from roostd.api.resp.options import Expiry, read_expire, read_expiry, read_set_options
 from roostd.api.resp.shapes import count_of, leaf_bytes, not_a_string, shown, units_of
 from roostd.api.resp.table import RespError
-from roostd.node.cells import Command, Delete, Expire, Get, Incr, Put, Reply
 
 
 class Plan(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from roost_crdt.errors import CrossClass, Unsupported
+from roost_crdt.linear.cells import Command as Step
 from roost_crdt.policy import EVENTUALLY_GLOBAL, LINEARIZABLE, SESSION_LOCAL
 from roostd.api.resp import encode, linear
 from roostd.api.resp.connection import Connection
@@ -24,7 +25,6 @@ from roostd.api.resp.table import (
     RespError,
     command,
 )
-from roostd.node.cells import Command as Step
 
 _GROUP = "transactions"
 Queue = list[tuple[Command, list[bytes]]]

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from roost_crdt.errors import BadRequest, UnknownOutcome
+from roost_crdt.linear.cells import Command, Expire, Get, Put, Reply
+from roost_crdt.linear.transactions import Item
 from roost_crdt.policy import Policy
-from roostd.consensus.base import Item
-from roostd.node.cells import Command, Expire, Get, Put, Reply
 
 __all__ = ["Work", "revision_of", "stored_key"]
 

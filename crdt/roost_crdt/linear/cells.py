@@ -1,6 +1,6 @@
 """One linearizable register or counter as consensus holds it, and what a command makes of it.
 
-Pure: a command takes the cell as it was read and gives the cell as it should be; linear.py sends
+Pure: a command takes the cell as it was read and gives the cell as it should be; swaps.py sends
 both as one compare-and-swap. A cell's expiry is stored with it. Whoever first finds it due (by his
 own clock) deletes it in consensus before he answers: so a key that one reader saw expire is gone
 for every later reader, whatever their clocks say, and expiry is a write like any other.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from roost_crdt.errors import BadRequest, CorruptData, WrongType
+from roost_crdt.linear.transactions import Item
 from roost_crdt.policy import Policy
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "counter_of",
     "decode_cell",
     "encode_cell",
+    "live_cell",
     "step",
 ]
 
@@ -177,6 +179,12 @@ def decode_cell(raw: bytes, policy: Policy, key: bytes) -> Cell:
             f"consensus holds something else at {key.decode(errors='backslashreplace')}: {error}; "
             "delete it there or choose another key"
         ) from None
+
+
+def live_cell(item: Item, policy: Policy, key: bytes, now_ms: int) -> Cell | None:
+    """The cell of an item that was read; None if it has expired. WrongType as `decode_cell`."""
+    cell = decode_cell(item.value, policy, key)
+    return None if 0 < cell.expires_ms <= now_ms else cell
 
 
 def _decode(raw: bytes, policy: Policy) -> Cell:

@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from linearizability import NEVER, Operation, is_linearizable
+
+from roost_sim.linearizability import NEVER, Operation, is_linearizable
 
 
 def read(called: float, returned: float, answer: Any) -> Operation:

@@ -16,7 +16,7 @@ import struct
 
 from roost_crdt.errors import BadRequest, CorruptData
 from roost_crdt.limits import Limits
-from roostd.consensus.base import Table, seal, unseal
+from roost_crdt.linear.transactions import Table, seal, unseal
 
 __all__ = ["RequestIds", "check_request_id"]
 

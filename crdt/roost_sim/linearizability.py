@@ -14,11 +14,12 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NEVER", "Operation", "is_linearizable"]
+__all__ = ["NEVER", "OPERATIONS_MAX", "Operation", "Undecided", "is_linearizable"]
 
 NEVER = math.inf
 """The return of an operation whose outcome is not known."""
 OPERATIONS_MAX = 200
+STATES_MAX = 200_000
 
 State = Hashable
 Step = Callable[[Any], tuple[Any, Any]]
@@ -35,10 +36,15 @@ class Operation:
     name: str = ""
 
 
+class Undecided(Exception):
+    """Too many ways to look at; split the history, or let fewer outcomes be unknown."""
+
+
 def is_linearizable(history: Sequence[Operation], initial: State = None) -> bool:
-    """Whether some order explains every answer. At most 200 operations."""
+    """Whether some order explains every answer. At most 200 operations; Undecided, rarely."""
     assert len(history) <= OPERATIONS_MAX, "split the history by key"
-    operations = sorted(history, key=lambda operation: operation.called)
+    # Those that are known come last, and so are tried first: the unknown wait until needed.
+    operations = sorted(history, key=lambda operation: (-operation.returned, operation.called))
     everything = (1 << len(operations)) - 1
     unknown = sum(1 << n for n, operation in enumerate(operations) if operation.returned == NEVER)
     seen: set[tuple[int, State]] = set()
@@ -49,6 +55,8 @@ def is_linearizable(history: Sequence[Operation], initial: State = None) -> bool
             return True
         if (done, state) in seen:
             continue
+        if len(seen) >= STATES_MAX:
+            raise Undecided(f"{len(history)} operations, {unknown.bit_count()} of them unknown")
         seen.add((done, state))
         for n in _next(operations, done):
             operation = operations[n]
