@@ -65,6 +65,8 @@ class Limits:
     """Between the end of a scrub and the next."""
     start_check_bytes: int = 32 * MIB
     """An index no larger than this has all of its pages looked at before a start."""
+    erase_pause_ms: int = 60_000
+    """Between two rounds in which what was erased is taken out of the log: each ends a segment."""
     mend_bytes: int = 16 * MIB
     """Rows of the log held in memory while lost ones are looked for in it."""
 

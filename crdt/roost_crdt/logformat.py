@@ -26,7 +26,7 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -43,6 +43,9 @@ KIND_META = 6
 KIND_ROWS = 7
 KIND_DROP = 8
 KINDS = frozenset(range(KIND_RECORD, KIND_DROP + 1))
+KIND_BLANKED = 9
+"""An entry of another kind out of which something was erased: `kind u8, length u32, what is left,
+zeros`, as long as it was. `entries` yields what is left."""
 
 CHAIN_START = bytes(16)
 SECRET_BYTES = 8
@@ -50,12 +53,14 @@ SECRET_BYTES = 8
 _SEGMENT = struct.Struct(">8sIQQ16s8s8xI")
 _GROUP = struct.Struct(">IIIQQIQQ16s")
 _ENTRY = struct.Struct(">IB")
+_BLANKED = struct.Struct(">BI")
 _U32 = struct.Struct(">I")
 _SEGMENT_MAGIC = b"ROOSTLOG"
 
 SEGMENT_HEADER_BYTES = _SEGMENT.size
 GROUP_HEADER_BYTES = _GROUP.size
 ENTRY_HEADER_BYTES = _ENTRY.size
+BLANKED_BYTES = _BLANKED.size
 _MARK_AT = 8
 
 
@@ -218,13 +223,46 @@ def entries(data: bytes, group: Group) -> Iterator[Entry]:
         at += ENTRY_HEADER_BYTES
         if at + size > group.end:
             raise CorruptData(f"log group of seq {group.seq}: an entry overruns it")
+        raw = bytes(data[at : at + size])
+        if kind == KIND_BLANKED:
+            kind, raw = _left_of(seq, raw)
         if kind not in KINDS:
             raise CorruptData(f"log entry of seq {seq} has the unknown kind {kind}")
-        yield Entry(seq, kind, bytes(data[at : at + size]))
+        yield Entry(seq, kind, raw)
         at += size
         seq += 1
     if at != group.end:
         raise CorruptData(f"log group of seq {group.seq}: bytes after its last entry")
+
+
+def _left_of(seq: int, raw: bytes) -> tuple[int, bytes]:
+    """Kind and bytes of what is left of a blanked entry."""
+    if len(raw) >= _BLANKED.size:
+        kind, length = _BLANKED.unpack_from(raw)
+        if _BLANKED.size + length <= len(raw):
+            return kind, raw[_BLANKED.size : _BLANKED.size + length]
+    raise CorruptData(f"log entry of seq {seq}: what is left of it is cut short")
+
+
+def blank(data: bytes, group: Group, left: Mapping[int, bytes], secret: Secret) -> bytes:
+    """A verified group with some entries blanked: seq -> what is left of it, shorter than it by
+    at least `BLANKED_BYTES`. As long as it was, of the same header but for the checksum."""
+    raw = bytearray(data[group.offset : group.end])
+    at = GROUP_HEADER_BYTES
+    for seq in range(group.seq, group.last_seq + 1):
+        size, kind = _ENTRY.unpack_from(raw, at)
+        at += ENTRY_HEADER_BYTES
+        kept = left.get(seq)
+        if kept is not None:
+            if kind == KIND_BLANKED:
+                kind = raw[at]
+            assert len(kept) + BLANKED_BYTES <= size
+            _ENTRY.pack_into(raw, at - ENTRY_HEADER_BYTES, size, KIND_BLANKED)
+            raw[at : at + size] = (_BLANKED.pack(kind, len(kept)) + kept).ljust(size, b"\0")
+        at += size
+    raw[4:8] = bytes(4)
+    raw[4:8] = _U32.pack(zlib.crc32(raw, secret.seed))
+    return bytes(raw)
 
 
 def scan(data: bytes, offset: int, seq: int, secret: Secret) -> Iterator[Group]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Secret
 from roostd import segments
+from roostd.blanking import blank_segment
 from roostd.segments import Segment
 
 _RETRY_S = 0.25
@@ -103,6 +104,27 @@ class Housekeeper:
         def job() -> None:
             segment.path.unlink(missing_ok=True)
             segments.sync_directory(self._directory)
+
+        self._jobs.put(job)
+
+    def blank(
+        self,
+        segment: Segment,
+        kind: int,
+        owners: Collection[bytes],
+        last_seq: int,
+        done: Callable[[int, str], None],
+    ) -> None:
+        """Take pairs out of a full segment (roostd.blanking); `done` is told by the thread how
+        many, and why it could not be done."""
+
+        def job() -> None:
+            try:
+                count = blank_segment(segment, kind, owners, last_seq, self._secret)
+            except (OSError, CorruptData) as exc:
+                done(0, str(exc))
+            else:
+                done(count, "")
 
         self._jobs.put(job)
 

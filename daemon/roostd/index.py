@@ -113,7 +113,6 @@ class Index:
                 max_readers=READERS_MAX,
                 max_spare_txns=1,
                 mode=0o660,
-                meminit=False,
             )
             # A slot of the reader table first, before other processes use them up. py-lmdb keeps
             # one, for its spare transaction: hence one transaction at a time, of any thread.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,10 +65,13 @@ class Log:
         self.failed: StoreFailed | None = None
         self._acknowledged: Mapping[int, int] | None = None
         self._read_s = -_READ_PAUSE_S
+        self._rolling = False
         self._store_id = store_id
         self._secret_raw = secret
         self._secret = Secret.from_bytes(secret)
         directory.mkdir(mode=0o750, exist_ok=True)
+        for leftover in directory.glob(f"*{segments.ASIDE}"):
+            leftover.unlink()
         self.recovered: Recovered = recover(directory, applied, store_id, self._secret)
         self.head = self.recovered.head
         self.last_seq = self.durable_seq = self.recovered.last_seq
@@ -172,7 +175,9 @@ class Log:
             return
         seq = self.durable_seq + 1
         data = group.encode(self._secret, seq, self.durable_seq, *self.head)
-        if self._begun and self._active.end + len(data) > self._active.size:
+        if self._begun and (
+            self._active.end + len(data) > self._active.size or self._rolls(len(data))
+        ):
             self._rotate(seq)
         active, offset = self._active, self._active.end
         if not self._begun:
@@ -235,8 +240,37 @@ class Log:
         # The group will begin a segment of its own.
         self._room = max(min(capacity, GROUP_BYTES), need)
 
+    def roll(self) -> bool:
+        """Have the next group begin a segment of its own; False: none is made ahead yet."""
+        self._rolling = self._housekeeper.spare is not None
+        return self._rolling
+
+    def _rolls(self, size: int) -> bool:
+        spare = self._housekeeper.spare if self._rolling else None
+        return spare is not None and logformat.SEGMENT_HEADER_BYTES + size <= spare.size
+
+    def blank(
+        self,
+        kind: int,
+        owners: Collection[bytes],
+        last_seq: int,
+        done: Callable[[int, str], None],
+    ) -> int:
+        """Have pairs taken out of the entries up to `last_seq`, which the segment being written
+        holds none of (see `roll`); how many times `done` will be called, by another thread."""
+        assert self._active.first_seq > last_seq
+        old = [segment for segment in self._segments if segment.first_seq <= last_seq]
+        for segment in old:
+            self._housekeeper.blank(segment, kind, owners, last_seq, done)
+        return len(old)
+
+    def ended(self, seq: int) -> bool:
+        """Whether the segment of an entry is not written any more."""
+        return self._active.first_seq > seq
+
     def _rotate(self, first_seq: int) -> None:
         """Go on in the segment that was made ahead; the group in hand decided that it is there."""
+        self._rolling = False
         old = self._active
         segment = self._housekeeper.take_spare()
         segment.first_seq, segment.origins = first_seq, OriginIndex()

@@ -19,6 +19,8 @@ from roost_crdt.logformat import Group, OriginIndex, Secret
 _ZEROS = bytes(1024 * 1024)
 _READ_BYTES = 1024 * 1024
 SUFFIX = ".seg"
+ASIDE = ".blanking"
+"""Of a copy on its way into a segment's place (roostd.blanking); left by a kill."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +79,8 @@ def listing(directory: Path) -> list[Segment]:
     """The segments of a directory in order, headers unread. CorruptData for foreign files."""
     found = []
     for path in directory.iterdir():
+        if path.suffix == ASIDE:
+            continue
         stem = path.name.removesuffix(SUFFIX)
         if path.suffix != SUFFIX or not stem.isdecimal():
             raise CorruptData(f"{path}: not a log segment; move it away")
@@ -137,17 +141,21 @@ def index_of(segment: Segment, offset: int, stop: int, secret: Secret) -> Origin
     return index
 
 
-def load_index(segment: Segment, secret: Secret) -> OriginIndex:
-    """The index of a segment that is no longer written: its sealed one, or read anew."""
+def footer(segment: Segment) -> bytes:
+    """The index that ends a sealed segment, with its trailer, unchecked; b"" if there is none."""
     size = segment.path.stat().st_size
     length = logformat.index_bytes(
         read(segment, size - logformat.TRAILER_BYTES, logformat.TRAILER_BYTES)
     )
-    if length is not None and length <= size:
-        sealed = logformat.decode_index(read(segment, size - length, length))
-        if sealed is not None:
-            segment.end = sealed.end
-            return sealed.origins
+    return b"" if length is None or length > size else read(segment, size - length, length)
+
+
+def load_index(segment: Segment, secret: Secret) -> OriginIndex:
+    """The index of a segment that is no longer written: its sealed one, or read anew."""
+    sealed = logformat.decode_index(footer(segment))
+    if sealed is not None:
+        segment.end = sealed.end
+        return sealed.origins
     # Never sealed (a crash came between): its end is where the groups stop.
     data = segment.path.read_bytes()
     start = logformat.SEGMENT_HEADER_BYTES

@@ -50,6 +50,8 @@ class Shelf:
         """Rises after a start or a pause: a home then asks its standby before it commits."""
         self.on_deposed: Callable[[str], None] = lambda sid: None
         """Called when a home that holds turns of its own has learnt of a higher epoch."""
+        self.before_erasure: Callable[[str], None] = lambda sid: None
+        """Called before rows of a session are deleted for good; may refuse with Full or Busy."""
         self.on_erased: Callable[[str], None] = lambda sid: None
         """Called when a session was erased here: whoever keeps a copy of his own drops it."""
         self.on_corrupt: Callable[[str, CorruptData], None] = lambda sid, error: None

@@ -229,6 +229,7 @@ class Stream:
         if meta is not None and meta.erased_ms:
             return self._dropped.get(sid) == at_ms
         held = meta is not None and meta.held
+        shelf.before_erasure(sid)
         gone = msgspec.structs.replace(
             meta or Meta(sid, (1, shelf.node), None), held=False, erased_ms=at_ms or 1
         )

@@ -34,7 +34,8 @@ def head_key(sid: str) -> bytes:
     return b"m\0" + sid.encode()
 
 
-def _prefix(sid: str) -> bytes:
+def prefix_of(sid: str) -> bytes:
+    """What all keys of a session but its head begin with."""
     return b"s\0" + sid.encode() + b"\0"
 
 
@@ -43,15 +44,15 @@ def head_item(meta: Meta) -> Items:
 
 
 def update_item(sid: str, n: int, update: bytes) -> Items:
-    return {_prefix(sid) + b"u" + n.to_bytes(8, "big"): update}
+    return {prefix_of(sid) + b"u" + n.to_bytes(8, "big"): update}
 
 
 def base_item(sid: str, document: bytes) -> Items:
-    return {_prefix(sid) + b"d": document}
+    return {prefix_of(sid) + b"d": document}
 
 
 def view_items(sid: str, entries: Mapping[str, bytes], fields: Mapping[str, bytes]) -> Items:
-    prefix = _prefix(sid)
+    prefix = prefix_of(sid)
     items: Items = {prefix + b"e" + key.encode(): leaf for key, leaf in entries.items()}
     items.update({prefix + b"f" + key.encode(): leaf for key, leaf in fields.items()})
     return items
@@ -90,17 +91,17 @@ class SessionTable:
 
     def document(self, sid: str) -> list[bytes]:
         """The base document and the updates after it, oldest first."""
-        prefix = _prefix(sid)
+        prefix = prefix_of(sid)
         base = self._rows.get(prefix + b"d")
         updates = [raw for _, raw in scan_all(self._rows.scan, prefix + b"u")]
         return updates if base is None else [base, *updates]
 
     def update_keys(self, sid: str) -> list[bytes]:
-        return [key for key, _ in scan_all(self._rows.scan, _prefix(sid) + b"u")]
+        return [key for key, _ in scan_all(self._rows.scan, prefix_of(sid) + b"u")]
 
     def view(self, sid: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """The plain view: write-once entries and fields."""
-        prefix = _prefix(sid)
+        prefix = prefix_of(sid)
         cut = len(prefix) + 1
         entries, fields = (
             {key[cut:].decode(): leaf for key, leaf in scan_all(self._rows.scan, prefix + kind)}
@@ -110,4 +111,4 @@ class SessionTable:
 
     def drop_items(self, sid: str) -> Items:
         """Removal of everything but the head."""
-        return {key: None for key, _ in scan_all(self._rows.scan, _prefix(sid))}
+        return {key: None for key, _ in scan_all(self._rows.scan, prefix_of(sid))}

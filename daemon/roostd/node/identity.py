@@ -55,6 +55,8 @@ class Identity:
             )
         if recovery.remade:
             log.error("pages of the index were damaged: %s", recovery.remade)
+        if recovery.renewed:
+            log.info("the index was put together anew, without a trace of erased sessions")
         lacking = len(self._store.suspects.buckets)
         if lacking:
             log.error(

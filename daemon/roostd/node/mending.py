@@ -63,6 +63,8 @@ class Mending:
             "damaged": self._store.corrupt_rows,
             "suspect_buckets": len(self._store.suspects.buckets),
             "damage": self._store.mender.problem,
+            "erasing": len(self._store.erasing.waiting),
+            "erasing_problem": self._store.erasing.problem,
         }
 
     def accept_rows(self, ops: Sequence[RowOp], vv: Mapping[int, int]) -> None:

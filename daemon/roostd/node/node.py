@@ -18,7 +18,7 @@ from roost_crdt.policy import PolicyTable, refuse_changes
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
 from roost_crdt.sessions.shelf import Shelf
-from roost_crdt.sessions.table import SessionTable
+from roost_crdt.sessions.table import SessionTable, prefix_of
 from roostd import wire
 from roostd.config import Config, load_credentials, load_policies
 from roostd.consensus.base import Table
@@ -254,6 +254,7 @@ class Node:
             ttl_ms=lambda: session_ttl_ms(self.policies),
             steady_ms=wire.boot_ms,
         )
+        self.shelf.before_erasure = lambda sid: self.store.erasing.mark(prefix_of(sid))
         self.issuers = Issuers(
             self.keyring,
             node=config.node.id,

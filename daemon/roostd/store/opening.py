@@ -21,7 +21,7 @@ from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
-from roostd.store.remaking import remake_if_damaged
+from roostd.store.remaking import remake_if_damaged, renew_if_erased
 from roostd.store.upgrading import upgrade
 
 _SEGMENT_BYTES_MIN = 64 * 1024
@@ -44,6 +44,8 @@ class Recovery:
     """Pairs that were brought to this release's schema."""
     remade: str = ""
     """What was done about damaged pages of the index."""
+    renewed: bool = False
+    """Whether the index was put together anew, as sessions had been erased from it."""
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def _open_locked(
         _create_index(path, size_max, random_bytes)
         recovery.created = True
     recovery.remade = remake_if_damaged(path, size_max, limits.start_check_bytes)
+    recovery.renewed = renew_if_erased(path, size_max, limits.start_check_bytes)
     index = Index(path / "index", size_max)
     try:
         store_id = index.meta(b"store_id")

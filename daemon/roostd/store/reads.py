@@ -48,6 +48,14 @@ def pairs(
         after = last
 
 
+def all_names(state: State, kind: int, prefix: bytes) -> Iterator[bytes]:
+    """The keys of all pairs of a kind with `prefix`, in order."""
+    after = b""
+    while page := pairs(state, kind, prefix, after, _SCAN_ROWS_MAX):
+        yield from (key for key, _ in page)
+        after = page[-1][0]
+
+
 def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
     """Up to `limit` keys in order that have a value at `now_ms`, with `prefix`, above `after`."""
     found: list[bytes] = []

@@ -13,7 +13,9 @@ from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Entry
 from roost_crdt.record import RowOp, decode_record, decode_rows
+from roostd.log import Log
 from roostd.logrecovery import REPAIR
+from roostd.store.applier import Batch
 from roostd.store.state import KEY_VALUE_KINDS, State
 
 _decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
@@ -67,3 +69,18 @@ def redo(state: State, entry: Entry, path: Path, *, gapless: bool = True) -> Non
         raise CorruptData(
             f"{path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
         ) from exc
+
+
+def replay(state: State, log: Log, path: Path, actor: int) -> tuple[int, Batch]:
+    """Take in again what the index does not hold: how many entries, and what is to be applied.
+    The log goes on under the head of `actor`. CorruptData."""
+    count = 0
+    for entry in log.replay(state.applied_seq):
+        redo(state, entry, path)
+        state.batch.seq = entry.seq
+        count += 1
+    if log.head[0] != actor:
+        log.head = (actor, 0, logformat.CHAIN_START)
+    batch, state.batch = state.batch, Batch()
+    batch.position, batch.head = log.position, log.head
+    return count, batch

@@ -34,10 +34,12 @@ from roostd.store import backup, identity, reads, sums
 from roostd.store.admission import Admission
 from roostd.store.applier import Applier, Batch
 from roostd.store.backup import Page
+from roostd.store.erasing import PREFIX as ERASING
+from roostd.store.erasing import Erasing
 from roostd.store.memory import KeyRows
 from roostd.store.mending import Mender
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
-from roostd.store.replay import redo
+from roostd.store.replay import replay
 from roostd.store.scrub import Scrubbed
 from roostd.store.state import State, check_items
 from roostd.store.suspects import NAME as SUSPECT
@@ -90,6 +92,7 @@ class Store:
             pinned_bytes_max=limits.pinned_bytes_max,
             pinned_bytes=self._pinned_bytes,
         )
+        self.erasing = Erasing(self._log, self.put, limits)
         self._closed = False
 
     @classmethod
@@ -121,6 +124,7 @@ class Store:
         store._state.clock.observe(hlc_from_ms(now_ms))
         store._applier.start()
         store._log.index_earlier()
+        store.erasing.load(reads.all_names(store._state, logformat.KIND_META, ERASING))
         if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
             policies_blob
         ):
@@ -130,17 +134,10 @@ class Store:
 
     def _replay(self) -> None:
         """Take in again what the index does not hold, and settle under which head to go on."""
-        for entry in self._log.replay(self._state.applied_seq):
-            redo(self._state, entry, self._path)
-            self._state.batch.seq = entry.seq
-            self.recovery.replayed += 1
-        if self._log.head[0] != self.actor:
-            self._log.head = (self.actor, 0, CHAIN_START)
+        self.recovery.replayed, batch = replay(self._state, self._log, self._path, self.actor)
         self._chain = self._log.head[2]
         self._head = self._log.head[1:]
-        batch, self._state.batch = self._state.batch, Batch()
         if batch.seq:
-            batch.position, batch.head = self._log.position, self._log.head
             self._applier.offer(batch)
 
     def backup(self, cursor: bytes, about: dict[str, str], now_ms: int, random_id: bytes) -> Page:
@@ -209,8 +206,7 @@ class Store:
     @property
     def corrupt_rows(self) -> int:
         """Stored rows that failed their checksum."""
-        found = self._state.corrupt_rows + self._applier.corrupt_rows
-        return found + self.suspects.lost_rows
+        return self._state.corrupt_rows + self._applier.corrupt_rows + self.suspects.lost_rows
 
     @property
     def seq(self) -> int:
@@ -271,6 +267,7 @@ class Store:
         """Take over what the store's threads did; they look where a read met damage."""
         self._reap(_UNPIN_KEYS)  # nobody else asks while nothing is written
         self.mender.look()
+        self.erasing.look(self._state.applied_seq)
 
     def neighbours_hold(self, vv: Mapping[int, int] | None) -> None:
         """What all neighbours hold durably: the log is not kept for them; None: not known."""

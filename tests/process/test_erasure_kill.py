@@ -1,0 +1,102 @@
+"""A session is erased on a real daemon, which is killed on its way through the log."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import roost
+from roostd.store import check
+
+from .crowd import burst
+from .faulty_daemon import SOAK, configure, why_not_struck
+from .node_kit import Node, until
+
+KILLS = 10_000 if SOAK else 2
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    if reason := why_not_struck():
+        pytest.skip(reason)
+    made = Node(configure(tmp_path / "eu"))
+    yield made
+    made.stop()
+
+
+def speak(node: Node, secret: str) -> str:
+    with roost.connect(node.url, mmap=False, deadline_ms=5_000) as client:
+        session = client.open()
+        for turn in range(3):
+            text = f"{secret} {turn}" * 50
+            session.commit([{"role": "user", "content": text}], on_conflict="append")
+        return session.token
+
+
+def erase(node: Node, token: str) -> None:
+    with (
+        suppress(OSError, roost.RoostError),
+        roost.connect(node.url, mmap=False, deadline_ms=5_000) as client,
+    ):
+        client.open(token).erase()
+
+
+def erased(node: Node) -> bool:
+    try:
+        return bool(node.status()["store"]["erasing"] == 0)
+    except OSError:
+        return not node.alive
+
+
+def copies(node: Node) -> list[Path]:
+    """The names that copies of the log's files have, these and the next ones."""
+    found = node.segments()
+    return [*found, *(path.with_suffix(".blanking") for path in found[1:])]
+
+
+def logged(node: Node) -> bytes:
+    return b"".join(p.read_bytes() for p in sorted((node.home / "data" / "log").iterdir()))
+
+
+@pytest.mark.timeout(0 if SOAK else 120)
+def test_an_erased_session_leaves_the_log_whatever_kills(node: Node) -> None:
+    tally: dict[str, int] = {}
+    secrets: list[str] = []
+    for call in ("pwrite64", "fsync", "rename", "fdatasync"):
+        tally[call], moment = 0, 1
+        while tally[call] < KILLS:
+            daemon = node.running()
+            burst(node.home, node.ledger, rounds=2)
+            secrets.append(f"secret-{call}-{moment}-secret")
+            token = speak(node, secrets[-1])
+            assert secrets[-1].encode() in logged(node)
+            with daemon.struck(call, moment, copies(node)):
+                erase(node, token)
+                until(lambda: erased(node), "erased")
+            struck = daemon.was_struck()
+            daemon = node.running()
+            erase(node, token)
+            until(lambda: erased(node), "erased")
+            for secret in secrets:
+                assert secret.encode() not in logged(node), f"{call} {moment}: {secret}"
+            if not struck:
+                break
+            tally[call] += 1
+            moment = moment + 1 if SOAK else 2 * moment + 1
+            # The next erasure begins at once where the daemon is a new one.
+            node.stop()
+    assert all(tally.values()), tally
+    assert len(node.actors) == 1, "a kill made a new actor"
+    daemon = node.running()
+    assert list((node.home / "data" / "log").glob("*.blanking")) == []
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(20) == 0
+    assert check(node.home / "data").problems == []
+    node.running()
+    for path in (node.home / "data").rglob("*"):
+        found = path.read_bytes() if path.is_file() else b""
+        assert not [secret for secret in secrets if secret.encode() in found], path
