@@ -260,7 +260,10 @@ def test_a_damaged_row_is_never_served_and_a_neighbours_repairs_it(
     ops = store.scan_rows(b"", 1 << 20)
     damage(store, b"k")
     store = stores.open()
-    with pytest.raises(CorruptData, match=r"1 stored rows of key b'k' fail their checksum"):
+    # A scrub may have found it first.
+    with pytest.raises(
+        CorruptData, match=r"1 stored rows of key b'k' fail|rows were lost to damage"
+    ):
         store.key_rows(b"k")
     assert value(store, b"other") == b"v"
     assert [op.row_key for op in store.scan_rows(b"", 1 << 20)] == [row_key(b"other", VALUE)]

@@ -122,9 +122,9 @@ class Store:
             identity.unlock(opened.lock_fd)
             raise
         store._state.clock.observe(hlc_from_ms(now_ms))
+        store.erasing.load(reads.all_names(store._state, logformat.KIND_META, ERASING))
         store._applier.start()
         store._log.index_earlier()
-        store.erasing.load(reads.all_names(store._state, logformat.KIND_META, ERASING))
         if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
             policies_blob
         ):
