@@ -84,11 +84,27 @@ class Inflow:
         mine = outdated(near.actor, frozenset(greeting.removed), near.vv, greeting.gc_floor)
         if not mine and not theirs:
             return False, ""
-        # If each is behind the other, one of them has to keep what it holds.
-        reseeds = bool(mine) and not (theirs and near.node < node)
+        reseeds = bool(mine) and not (theirs and self._stays(greeting, removed))
         behind, ahead, why = (near.node, node, mine) if reseeds else (node, near.node, theirs)
         text = f"{behind} {why.format(ahead)}; it takes {ahead}'s rows and writes its own again"
         return reseeds, f"Reseed: {text}"
+
+    def _stays(self, greeting: f.Greeting, removed: frozenset[int]) -> bool:
+        """Of two that are outdated for each other, whether this one keeps what it holds.
+
+        Who is behind gives way to who was merely removed. Where two parts of a cluster have both
+        collected, whoever is between them would take the rows of the one, be behind the other,
+        and so on for ever, were it not for an order of what was collected, whoever has it.
+        """
+        near = self._near
+        ours, theirs = near.gc_floor, greeting.gc_floor
+        behind, ahead = is_behind(near.vv, theirs), is_behind(greeting.vv, ours)
+        if behind != ahead:
+            return ahead
+        if not behind:
+            return near.node < greeting.node
+        here, there = max(ours.values()), max(theirs.values())
+        return here > there if here != there else near.node < greeting.node
 
     def link_up(self, peer: Peer, now_ms: int) -> None:
         near, floor = self._near, peer.greeting.gc_floor

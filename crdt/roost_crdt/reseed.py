@@ -1,14 +1,18 @@
-"""Reseed: what a node wrote and others lack, written again onto the rows of a neighbour.
+"""Reseed: what a node held and others lack, written again onto the rows of a neighbour.
 
 A node that is behind what others collected may not merge: its rows could bring back the dead. It
-gives them up, takes a neighbour's, and writes what was its own again under a new actor. `rewrite`
-says what: counts and adds as they were, registers and fields under new stamps if they are newer,
-and resets and removals of all that they observed, what is still on its way to the neighbour
-included; clears as far as its rows know what they observed. Counts and adds keep their actor:
-somebody who took records that this neighbour lacks may still pass them on, and joined with what is
-written here they count once. Where a row was collected, what the neighbour had counted is reset,
-or it would come back. Stamps that were born far ahead are got rid of: what they stamp is written
-as new.
+gives them up, takes a neighbour's, and writes again under a new actor what the neighbour lacked,
+whoever had written it: of others' writes this node may have been the only holder. `rewrite` says
+how: everything as it was, under the stamps and actors that it had (somebody who took records that
+the neighbour lacks may still pass them on, and joined with what is written here they count once),
+also resets and removals of what is still on its way to the neighbour; clears as far as its rows
+know what they observed. With two exceptions, both where the neighbour has no row any more:
+
+- a register or field may have been deleted later, and that deletion collected: it is written above
+  all that was collected, or it would stay hidden where the deletion is still held;
+- of a counter, what the neighbour had counted is reset, or it would come back.
+
+Stamps that were born far ahead are got rid of: what they stamp is written as new.
 
 Where nothing was collected in between, the result shows what a plain join would have shown.
 """
@@ -18,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
-from .hlc import Stamp
-from .rows import doc, register, row_hlc
+from .hlc import Stamp, hlc_ms
+from .rows import doc, rate, register, row_hlc
 from .rows.expiry import NO_EXPIRY
 from .rows.layout import (
     HEAD,
@@ -49,7 +53,6 @@ from .rows.layout import (
     field_counter_part,
     field_of,
     window_index,
-    window_part,
 )
 from .rows.leaf import KIND_DEAD
 
@@ -59,19 +62,33 @@ _COUNTS: Final = (TAG_ACTOR, TAG_FIELD_COUNTER)
 
 
 class Lacking(NamedTuple):
-    """What the neighbour lacks of this node's writes."""
+    """What the neighbour lacks of what this node held."""
 
     actors: Collection[int]
-    """Actors that this node wrote as."""
+    """Actors of whose writes the neighbour lacks some, or may."""
     vv: Mapping[int, int]
     """What the neighbour holds."""
     stamp: Stamp
     """Of the new write, under the new actor, above everything seen."""
     bases: Mapping[Part, tuple[int, int]] = {}
     """`(p, n)` of counter rows as the neighbour held them, where the log told."""
+    collected: int = 0
+    """The highest hlc of what the neighbour may have collected."""
 
     def has(self, hlc: int, actor: int) -> bool:
         return actor in self.actors and hlc > self.vv.get(actor, 0)
+
+    def again(self, stamp: Stamp, *, held: bool) -> Stamp:
+        """The stamp under which something is written again; `held`: over a row that is there.
+
+        The lowest that nobody's forgotten deletion is above: what somebody wrote later, and is
+        still on its way, stays later.
+        """
+        if stamp[0] > self.stamp[0]:
+            return self.stamp
+        if held or stamp[0] > self.collected:
+            return stamp
+        return min(self.collected + 1, self.stamp[0]), self.stamp[1]
 
 
 def is_lacking(part: Part, row: Row, type_code: int, lacking: Lacking) -> bool:
@@ -103,12 +120,11 @@ def _register(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
         return {}
     joined = row if mine is None else _joined(mine, row)
     if lacking.has(*row[:2]) and joined[:2] == row[:2] and (mine is None or mine[:2] != row[:2]):
-        if row[2] == KIND_DEAD:
-            return {} if mine is None else {VALUE: (*lacking.stamp, *row[2:4], *NO_EXPIRY)}
-        expiry = (*lacking.stamp, joined[6]) if joined[6] else NO_EXPIRY
-        return {VALUE: (*lacking.stamp, *row[2:4], *expiry)}
+        known = mine is not None or row[2] == KIND_DEAD
+        expiry = (*lacking.again(joined[4:6], held=known), joined[6]) if joined[4] else NO_EXPIRY
+        return {VALUE: (*lacking.again(row[:2], held=known), *row[2:4], *expiry)}
     if mine is not None and lacking.has(*row[4:6]) and joined[4:] == row[4:] != mine[4:]:
-        return {VALUE: (*mine[:4], *lacking.stamp, row[6])}
+        return {VALUE: (*mine[:4], *lacking.again(row[4:6], held=True), row[6])}
     return {}
 
 
@@ -124,7 +140,7 @@ def _expiry(mine: Row | None, row: Row, lacking: Lacking) -> tuple[int, int, int
     """The end of a head: the own expiry if it is newer and the neighbour lacks it."""
     before: tuple[int, int, int] = NO_EXPIRY if mine is None else mine[-3:]
     if lacking.has(*row[-3:-1]) and row[-3:-1] > before[:2]:
-        return (*lacking.stamp, row[-1])
+        return (*lacking.again(row[-3:-1], held=mine is not None), row[-1])
     return before
 
 
@@ -181,7 +197,7 @@ def _count_again(row: Row, mine: Row | None, base: tuple[int, int]) -> Row | Non
         return joined if joined != mine else None
     p, n = max(row[0], base[0]), max(row[1], base[1])
     again = (p, n, max(row[2], base[0]), max(row[3], base[1]))
-    return again if again[:2] != again[2:] else None
+    return again if again[:2] != base else None
 
 
 def _base(part: Part, mine: Row | None, lacking: Lacking) -> tuple[int, int] | None:
@@ -255,32 +271,26 @@ def _map(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
         if part[0] != TAG_FIELD or not lacking.has(*row[:2]):
             continue
         mine = held.get(part)
-        newer = row[2] != KIND_DEAD if mine is None else row[:2] > mine[:2]
+        newer = mine is None or row[:2] > mine[:2]
         cleared = max((h[:2] for h in (head, mine_head) if h is not None), default=(0, 0))
         if newer and row[:2] > cleared:
-            delta[part] = (*lacking.stamp, *row[2:])
+            known = mine is not None or row[2] == KIND_DEAD
+            delta[part] = (*lacking.again(row[:2], held=known), *row[2:])
     return delta
 
 
 def _rate(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
+    """Windows are dead by the clock and never collected: they are joined."""
     delta = _plain_head(held, exported, lacking)
-    actor = lacking.stamp[1]
-    lost: dict[Part, Row] = {}
+    now_ms = hlc_ms(lacking.stamp[0])
     for part, row in exported.items():
-        if part[0] != TAG_WINDOW:
+        if part[0] != TAG_WINDOW or window_index(part) * row[2] > now_ms:
             continue
-        n, taken, window_ms = row
         mine = held.get(part)
-        if mine is not None and mine[1] < (reset := min(taken, mine[0])):
-            delta[part] = (mine[0], reset, mine[2])
-        if _actor_of(part) not in lacking.actors:
-            continue
-        count = n - max(taken, mine[0] if mine is not None else 0)
-        if count > 0:
-            new = window_part(window_index(part), actor)
-            before = lost.get(new) or held.get(new) or (0, 0, window_ms)
-            lost[new] = (before[0] + count, before[1], window_ms)
-    return delta | lost
+        again = row if mine is None else rate.join(mine, row)
+        if again != mine:
+            delta[part] = again
+    return delta
 
 
 def _doc(held: Rows, exported: Rows, lacking: Lacking) -> Delta:

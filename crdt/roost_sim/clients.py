@@ -236,12 +236,12 @@ def _writes(
 ) -> Iterator[tuple[str, bytes, bytes | None, tuple[int, int], int]]:
     """What a row written again says: kind, field or element, value, stamp, expiry."""
     row = decode_row(type_code, part, body)
-    if type_code == TYPE_REGISTER and row[:2] == stamp:
-        yield "put", b"", None if row[2] == KIND_DEAD else row[3], stamp, row[6]
+    if type_code == TYPE_REGISTER:
+        yield "put", b"", None if row[2] == KIND_DEAD else row[3], row[:2], row[6]
     elif type_code == TYPE_MAP and part == HEAD:
         yield "clear", b"", None, row[:2], 0
-    elif type_code == TYPE_MAP and part[0] == TAG_FIELD and row[:2] == stamp:
-        yield "put", part[1:], None if row[2] == KIND_DEAD else row[3], stamp, 0
+    elif type_code == TYPE_MAP and part[0] == TAG_FIELD:
+        yield "put", part[1:], None if row[2] == KIND_DEAD else row[3], row[:2], 0
     elif type_code == TYPE_SET and part != HEAD and (stamp[1], stamp[0]) in (d[:2] for d in row[1]):
         yield "add", part[1:], None, stamp, 0
     elif type_code == TYPE_COUNTER and part == HEAD and row[:2] == stamp:

@@ -44,8 +44,27 @@ def test_of_two_behind_each_other_the_lower_name_keeps_what_it_holds(
     node: str, reseeds: bool
 ) -> None:
     ours = receiver({OWN: 7}, {OWN: 7})
-    other = greeting(node, vv={9: 5}, gc_floor={9: 5})
+    other = greeting(node, vv={9: 7}, gc_floor={9: 7})
     assert ours.inflow.outdated(other, frozenset())[0] is reseeds
+
+
+@pytest.mark.parametrize("node", ["a", "z"])
+def test_of_two_behind_each_other_who_has_collected_later_keeps_what_it_holds(node: str) -> None:
+    """Whatever they are called: who stands between two such parts ends up in the later one."""
+    ours = receiver({OWN: 7}, {OWN: 7})
+    earlier, later = (greeting(node, vv={9: hlc}, gc_floor={9: hlc}) for hlc in (6, 8))
+    assert not ours.inflow.outdated(earlier, frozenset())[0]
+    assert ours.inflow.outdated(later, frozenset())[0]
+
+
+@pytest.mark.parametrize("node", ["a", "z"])
+def test_who_is_behind_gives_way_to_who_was_removed(node: str) -> None:
+    ours = receiver({OWN: 7}, {OWN: 7})
+    behind = greeting(node, vv={9: 5}, removed=(OWN,))
+    assert not ours.inflow.outdated(behind, frozenset())[0]
+    late = receiver({OWN: 7}, {})
+    removed = greeting(node, vv={9: 5}, gc_floor={9: 5})
+    assert late.inflow.outdated(removed, frozenset({9}))[0]
 
 
 def test_a_removed_actor_reseeds_be_it_up_to_date() -> None:

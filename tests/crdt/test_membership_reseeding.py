@@ -253,8 +253,8 @@ def test_what_cannot_be_written_again_is_named_and_the_rest_goes_on() -> None:
 
     mine.key_rows = key_rows  # type: ignore[method-assign,assignment]
     to_the_end(work, mine, peer)
-    assert "own writes to b'k' cannot be written again: damaged" in told
-    assert "own writes to b'n' are of another type than its rows now" in told
+    assert "writes to b'k' cannot be written again: damaged" in told
+    assert "writes to b'n' are of another type than its rows now" in told
 
 
 def test_what_somebody_wrote_later_is_not_written_over() -> None:

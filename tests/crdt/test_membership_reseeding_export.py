@@ -13,6 +13,7 @@ from roost_crdt.frames import Greeting
 from roost_crdt.logformat import KIND_META
 from roost_crdt.membership import reseeding as module
 from roost_crdt.membership.reseeding import PAGES
+from roost_crdt.record import decode_record
 from roost_crdt.rows import counter
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP
@@ -132,3 +133,25 @@ def test_an_actor_that_was_taken_before_a_crash_is_not_taken_twice() -> None:
     to_the_end(reseeding(mine), mine, peer)
     assert mine.actor == new
     assert value(mine, b"k") == b"unsent"
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_others_wrote_and_only_this_node_holds_is_exported_too(logged: bool) -> None:
+    """They may have given up their rows for this one's, a moment ago."""
+    mine, third = open_store(seed=1), open_store(seed=3)
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    put(third, b"k", b"third")
+    incr(third, b"n", 3)
+    third.flush()
+    for raw in third.records_after(third.actor, 0, 1 << 20) or ():
+        mine.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+    mine.flush()
+    if not logged:
+        mine.records_after = lambda *_: None  # type: ignore[method-assign]
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, {})
+    to_the_end(work, mine, peer)
+    assert (value(mine, b"k"), count(mine, b"n")) == (b"third", 3)
+    assert mine.key_rows(b"n").rows == third.key_rows(b"n").rows
+    assert third.actor not in mine.vv, "its own records may still come"

@@ -26,7 +26,7 @@ from roost_crdt.rows.layout import (
     actor_part,
 )
 
-ME, PEER, NEW = 1, 2, 9
+ME, PEER, GONE, NEW = 1, 2, 3, 9
 NOW_MS = 1_000
 Op = Callable[[Random, Rows, tuple[int, int], dict[int, int]], Delta]
 
@@ -108,13 +108,14 @@ def test_nothing_collected_the_result_is_that_of_a_join(type_code: int, op: Op, 
 
 
 def written_again(type_code: int, op: Op, seed: int) -> tuple[Rows, Rows]:
-    """A neighbour's rows after a reseed, and after a join, of what two nodes wrote apart."""
+    """A neighbour's rows after a reseed, and after a join, of what two nodes held apart; this one
+    alone has heard of what a third wrote."""
     random = Random(seed)
     common: Rows = {}
     vv: dict[int, int] = {}
     hlc = hlc_from_ms(NOW_MS)
     for _ in range(random.randrange(4)):
-        hlc, actor = hlc + 1, random.choice((ME, PEER))
+        hlc, actor = hlc + 1, random.choice((ME, PEER, GONE))
         delta = op(random, common, (hlc, actor), vv)
         common |= delta
         if delta:
@@ -123,16 +124,17 @@ def written_again(type_code: int, op: Op, seed: int) -> tuple[Rows, Rows]:
     vvs = {ME: dict(vv), PEER: dict(vv)}
     touched: set[bytes] = set()
     for _ in range(random.randrange(1, 8)):
-        hlc, actor = hlc + 1, random.choice((ME, PEER))
-        delta = op(random, sides[actor], (hlc, actor), vvs[actor])
-        sides[actor] |= delta
+        hlc, actor = hlc + 1, random.choice((ME, PEER, GONE))
+        side = PEER if actor == PEER else ME
+        delta = op(random, sides[side], (hlc, actor), vvs[side])
+        sides[side] |= delta
         if delta:
-            vvs[actor][actor] = hlc
-        if actor == ME:
+            vvs[side][actor] = hlc
+        if side == ME:
             touched |= delta.keys()
     exported = {part: row for part, row in sides[ME].items() if part in touched}
     held = sides[PEER]
-    lacking = Lacking((ME,), vvs[PEER], (hlc + 9, NEW))
+    lacking = Lacking((ME, GONE), vvs[PEER], (hlc + 9, NEW))
     wanted = {**held, **join_delta(type_code, held, exported)}
     written = rewrite(type_code, held, exported, lacking)
     got = {**held, **written}
@@ -188,11 +190,35 @@ def test_what_was_removed_before_the_neighbour_had_it_stays_removed() -> None:
         assert both == late
 
 
-def test_a_register_that_was_collected_is_written_again_and_a_tombstone_is_not() -> None:
-    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+def test_what_was_taken_away_is_written_so_also_where_the_neighbour_never_had_it() -> None:
+    """Somebody who took the records up to there may still pass them on."""
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW), collected=40)
+    put = register.put({}, b"v", (20, ME))
+    fields = map_rows.put({}, {b"f": b"1"}, (20, ME), 0)
+    counts = counter.add({}, 5, (20, ME), 0)
+    for type_code, early, late in (
+        (TYPE_REGISTER, put, register.delete(put, (21, ME))),
+        (TYPE_MAP, fields, map_rows.remove(fields, [b"f"], (21, ME))),
+        (TYPE_COUNTER, counts, counter.delete(counts, (21, ME), 0)),
+    ):
+        written = rewrite(type_code, {}, {**early, **late}, lacking)
+        assert written == late
+        both = {**written, **join_delta(type_code, written, early)}
+        assert not (shown(type_code, both) if type_code != TYPE_REGISTER else both[VALUE][3])
+
+
+def test_a_value_whose_deletion_may_have_been_collected_is_written_above_that() -> None:
+    """Not higher: what somebody else wrote later, and nobody here has yet, stays the later."""
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW), collected=40)
     put = register.put({}, b"v", (20, ME), 7_000)
-    assert rewrite(TYPE_REGISTER, {}, put, lacking) == {VALUE: (50, NEW, 1, b"v", 50, NEW, 7_000)}
-    assert rewrite(TYPE_REGISTER, {}, register.delete(put, (21, ME)), lacking) == {}
+    assert rewrite(TYPE_REGISTER, {}, put, lacking) == {VALUE: (41, NEW, 1, b"v", 41, NEW, 7_000)}
+    field = map_rows.put({}, {b"f": b"1"}, (20, ME), 0)
+    (row,) = rewrite(TYPE_MAP, {}, field, lacking).values()
+    assert row[:2] == (41, NEW)
+    before = register.put({}, b"u", (15, PEER))
+    assert rewrite(TYPE_REGISTER, before, put, lacking) == put, "it was not deleted"
+    later = register.put({}, b"w", (45, ME), 7_000)
+    assert rewrite(TYPE_REGISTER, {}, later, lacking) == later, "nobody has collected so far"
     assert rewrite(TYPE_REGISTER, {}, register.put({}, b"v", (9, ME)), lacking) == {}
     assert rewrite(TYPE_REGISTER, {}, {}, lacking) == {}
 
@@ -221,7 +247,7 @@ def test_a_stamp_of_two_writers_leaves_the_neighbours_value_and_moves_the_expiry
     assert rewrite(TYPE_REGISTER, held, mine, lacking) == {}
     mine |= register.expire(mine, (21, ME), 7_000)
     (row,) = rewrite(TYPE_REGISTER, held, mine, lacking).values()
-    assert row == (*held[VALUE][:4], 50, NEW, 7_000)
+    assert row == (*held[VALUE][:4], 21, ME, 7_000)
 
 
 def test_a_clear_that_the_neighbour_has_is_not_written_again() -> None:
@@ -232,7 +258,7 @@ def test_a_clear_that_the_neighbour_has_is_not_written_again() -> None:
     held = dict(rows)
     assert rewrite(TYPE_MAP, held, rows, lacking) == {}
     rows |= map_rows.expire(rows, (30, ME), 500)
-    assert rewrite(TYPE_MAP, held, rows, lacking) == {HEAD: (20, ME, 50, NEW, 500)}
+    assert rewrite(TYPE_MAP, held, rows, lacking) == {HEAD: (20, ME, 30, ME, 500)}
 
 
 def test_rates_and_expiries_are_written_again() -> None:
@@ -241,11 +267,12 @@ def test_rates_and_expiries_are_written_again() -> None:
     rows |= rate.expire(rows, (hlc_from_ms(51), ME), 500)
     written = rewrite(TYPE_RATE, {}, rows, lacking)
     assert values.rate_estimate(written, 50, 10) == 3
-    assert written[HEAD] == (*lacking.stamp, 500)
+    assert written == rows, "somebody may pass the same on"
     assert rewrite(TYPE_RATE, rows, rows, lacking) == {}
+    assert rewrite(TYPE_RATE, {}, rate.add({}, 3, (hlc_from_ms(80), ME), 80, 10), lacking) == {}
     elements = set_rows.add({}, [b"e"], (20, ME), 0)
     elements |= set_rows.expire(elements, (21, ME), 500)
-    assert rewrite(TYPE_SET, {}, elements, lacking)[HEAD] == ((), *lacking.stamp, 500)
+    assert rewrite(TYPE_SET, {}, elements, lacking)[HEAD] == ((), 21, ME, 500)
 
 
 def test_what_rows_show_by_themselves() -> None:

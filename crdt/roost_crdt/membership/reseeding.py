@@ -1,6 +1,6 @@
 """Reseed at this node, a step each tick; every step is durable before the next one begins.
 
-    export   own writes that the neighbour lacks are copied into META (`reseed/NUMBER`)
+    export   writes that the neighbour lacks are copied into META (`reseed/NUMBER`)
     wipe     marker in META; every replicated row is dropped, a new actor taken, the vector emptied
     join     links come back; a neighbour's rows and records arrive as at a new node
     write    each page of the export is written again, and the marker says so in one group; then
@@ -29,6 +29,7 @@ from roost_crdt.rows.layout import (
     TAG_ACTOR,
     TAG_FIELD_COUNTER,
     Part,
+    actor_of,
     split_row_key,
 )
 
@@ -54,7 +55,7 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     vv: dict[int, int]
     """What the neighbour held: joined again once this is covered."""
     actors: tuple[int, ...]
-    """Own actors, all given up; the last of them wrote newest."""
+    """Whose writes it lacked, the own actors, all given up, among them; the last wrote newest."""
     floor: dict[int, int] = {}
     """What it had collected: nobody who is behind that may be joined."""
     written: bytes = b""
@@ -178,7 +179,10 @@ class Reseeding:
         peer, vv, floor = self._trigger
         mine = self._roster.nodes.get(self._node)
         known = (*self._own_actors(), *(() if mine is None else (*mine.retired, mine.actor)))
-        actors = (*dict.fromkeys(a for a in known if a != self._store.actor), self._store.actor)
+        # Of what others wrote this node may be the only holder, now or once they reseed too.
+        held = (actor for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0))
+        each = dict.fromkeys(a for a in (*known, *held) if a != self._store.actor)
+        actors = (*each, self._store.actor)
         lacking = Lacking(frozenset(actors), vv, (0, 0))
         touched: dict[bytes, set[Part]] = {}
         for actor in actors:
@@ -193,10 +197,10 @@ class Reseeding:
         self._mark(Marker("wipe", peer, vv, actors, floor))
         self._trigger = None
         self._flush()
-        self._tell(f"exported {len(touched)} keys of own writes that {peer} lacks")
+        self._tell(f"exported {len(touched)} keys of writes that {peer} lacks")
 
     def _touched(self, actor: int, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
-        """Rows that records of an own actor wrote and the neighbour lacks."""
+        """Rows that records of an actor wrote and the neighbour lacks."""
         after = lacking.vv.get(actor, 0)
         while after < self._store.vv.get(actor, 0):
             raws = self._store.records_after(actor, after, _READ_BYTES)
@@ -222,27 +226,27 @@ class Reseeding:
     def _bases(
         self, lacking: Lacking, touched: Mapping[bytes, set[Part]]
     ) -> dict[bytes, tuple[int, int]]:
-        """(p, n) of touched own counter rows in the last record that the neighbour holds."""
-        wanted = {
-            key + b"\0" + part
-            for key, parts in touched.items()
-            for part in parts
-            if part[0] in (TAG_ACTOR, TAG_FIELD_COUNTER)
-        }
+        """(p, n) of touched counter rows in the last record that the neighbour holds."""
+        wanted: dict[int, set[bytes]] = {}
+        for key, parts in touched.items():
+            for part in parts:
+                if part[0] in (TAG_ACTOR, TAG_FIELD_COUNTER):
+                    wanted.setdefault(actor_of(part), set()).add(key + b"\0" + part)
         found: dict[bytes, tuple[int, int]] = {}
-        for actor in lacking.actors:
-            upto = lacking.vv.get(actor, 0)
-            for record in self._back(actor, upto):
+        for actor in sorted(wanted.keys() & set(lacking.actors)):
+            left = wanted[actor]
+            for record in self._back(actor, lacking.vv.get(actor, 0)):
                 for op in record.ops:
-                    if op.row_key in wanted and op.row_key not in found:
+                    if op.row_key in left:
                         row = decode_row(op.type, split_row_key(op.row_key)[1], op.body)
                         found[op.row_key] = row[0], row[1]
-                if len(found) == len(wanted):
+                        left.remove(op.row_key)
+                if not left:
                     break
         return found
 
     def _back(self, actor: int, hlc: int) -> Iterator[Record]:
-        """Records of an own actor, from the one that ends at `hlc` backwards."""
+        """Records of an actor, from the one that ends at `hlc` backwards."""
         for _ in range(_BACK_MAX):
             raws = self._store.records_after(actor, hlc - 1, 1) if hlc > 0 else None
             if not raws:
@@ -327,7 +331,9 @@ class Reseeding:
             return
         name, raw = pages[0]
         stamp = self._store.stamp(self._now_ms())
-        lacking = Lacking(frozenset(marker.actors), marker.vv, stamp)
+        floors = (marker.floor, self._replica.gc_floor)
+        collected = max((hlc for floor in floors for hlc in floor.values()), default=0)
+        lacking = Lacking(frozenset(marker.actors), marker.vv, stamp, collected=collected)
         ops = list(chain.from_iterable(self._again(one, lacking) for one in _decode_page(raw)))
         if ops:
             self._committed(self._store.commit(stamp, ops))
@@ -349,10 +355,10 @@ class Reseeding:
         try:
             held = self._store.key_rows(one.key)
         except CorruptData as error:
-            self._tell(f"own writes to {one.key!r} cannot be written again: {error}")
+            self._tell(f"writes to {one.key!r} cannot be written again: {error}")
             return
         if held.type not in (0, one.type):
-            self._tell(f"own writes to {one.key!r} are of another type than its rows now")
+            self._tell(f"writes to {one.key!r} are of another type than its rows now")
             return
         rows = {part: decode_row(one.type, part, body) for part, body in one.rows}
         delta = rewrite(one.type, held.rows, rows, lacking._replace(bases=one.bases))
