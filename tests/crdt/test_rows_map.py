@@ -246,3 +246,30 @@ def test_an_actor_adds_to_rows_of_its_own_only() -> None:
     delta = maps.add(others, b"n", 3, (2, A), 0)
     assert not others.keys() & delta.keys(), "A and B differ in their last byte"
     assert maps.add({**others, **delta}, b"n", 1, (3, A), 0).keys() == delta.keys()
+
+
+def test_a_field_is_over_in_the_first_millisecond_that_there_is() -> None:
+    rows = {F: (1, A, 1, b"v", 1)}
+    assert maps.field(rows, b"f", 0) == b"v"
+    assert maps.field(rows, b"f", 1) is None
+
+
+def test_a_map_that_expires_early_can_be_deleted_and_expire_later() -> None:
+    """Whether it exists is the caller's question: it knows the time."""
+    rows = _put({}, 1, f="1")
+    rows = {**rows, **maps.expire(rows, (2, A), 1)}
+    assert maps.expire(rows, (3, A), 9)[HEAD][-1] == 9
+    assert maps.fields({**rows, **maps.delete(rows, (3, A))}, 0) == {}
+
+
+def test_a_count_that_has_expired_is_no_part_of_the_next_one() -> None:
+    rows = _add({}, b"n", INT64_MAX, 1)
+    rows = {**rows, **maps.expire(rows, (2, A), 5)}
+    rows = _add(rows, b"n", 3, 3, now_ms=5)
+    assert maps.fields(rows, 6) == {b"n": 3}
+
+
+def test_no_field_of_a_life_that_is_over_comes_back() -> None:
+    rows = _put(_put({}, 1, e="early"), 2, l="late")
+    rows = {**rows, **maps.expire(rows, (3, A), 5)}
+    assert maps.fields(_put(rows, 4, now_ms=5, n="new"), 6) == {b"n": "new"}

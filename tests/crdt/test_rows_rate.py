@@ -146,3 +146,20 @@ def test_a_window_beyond_the_clocks_end_is_refused() -> None:
     assert decode_row(TYPE_RATE, window_part(last, A), body) == (1, 0, 60_000)
     with pytest.raises(CorruptData, match="no possible shape"):
         decode_row(TYPE_RATE, window_part(last + 1, A), body)
+
+
+def test_a_window_may_begin_with_the_clocks_last_millisecond() -> None:
+    part = window_part((1 << 48) - 1, A)
+    assert decode_row(TYPE_RATE, part, encode_row(TYPE_RATE, part, (1, 0, 1))) == (1, 0, 1)
+
+
+def test_a_row_to_which_nothing_is_added_is_itself() -> None:
+    row = (5, 1, W)
+    assert rate.join(row, (5, 1, W)) is row
+    assert rate.join(row, (4, 0, W)) is row
+
+
+def test_windows_of_another_length_do_not_count() -> None:
+    rows = _add({}, 10, 0, window_ms=W)
+    assert rate.estimate(rows, 0, W) == 10
+    assert rate.estimate(rows, 0, 2 * W) == 0

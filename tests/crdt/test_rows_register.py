@@ -202,3 +202,16 @@ def test_a_join_gives_the_first_row_itself_where_the_other_knows_less() -> None:
     assert register.join(held, bare) is held
     assert register.join(bare, held) == held
     assert register.join(held, (4, 1, 1, b"y", 9, 1, 50)) is held
+
+
+@pytest.mark.parametrize("leaf", [b"bytes", "1"])
+def test_a_write_without_an_expiry_has_none_at_all(leaf: Leaf) -> None:
+    assert register.put({}, leaf, (5, A))[VALUE][4:] == (0, 0, 0)
+
+
+def test_a_value_is_over_in_the_first_millisecond_that_there_is() -> None:
+    rows = register.put({}, b"v", (1, A), expires_ms=1)
+    assert register.exists(rows, 0)
+    assert register.value(rows, 0) == b"v"
+    assert not register.exists(rows, 1)
+    assert register.value(rows, 1) is None

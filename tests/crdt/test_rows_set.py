@@ -7,7 +7,7 @@ import pytest
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import Rows, StampReused, decode_row, encode_row, join_delta
 from roost_crdt.rows import set as sets
-from roost_crdt.rows.layout import HEAD, TYPE_SET
+from roost_crdt.rows.layout import HEAD, TAG_LONG_ELEMENT, TYPE_SET
 
 A, B, C = 1, 2, 3
 X = sets.part_of(b"x")
@@ -205,3 +205,39 @@ def test_impossible_rows_are_refused(part: bytes, row: tuple[object, ...]) -> No
 )
 def test_rows_come_back_as_they_were(part: bytes, row: tuple[object, ...]) -> None:
     assert decode_row(TYPE_SET, part, encode_row(TYPE_SET, part, row)) == row
+
+
+def test_an_element_that_fits_its_row_key_stands_nowhere_else() -> None:
+    element = b"e" * 255
+    part = bytes([TAG_LONG_ELEMENT]) + sets.hash_of(element)
+    body = encode_row(TYPE_SET, part, (element, ((A, 1, 0),)))
+    with pytest.raises(CorruptData, match="does not fit its hash"):
+        decode_row(TYPE_SET, part, body)
+
+
+def test_of_two_elements_under_one_hash_both_keep_the_larger() -> None:
+    one, other = (LONG, ((A, 1, 0),)), (LONG + b"m", ((B, 1, 0),))
+    both = (LONG + b"m", ((A, 1, 0), (B, 1, 0)))
+    assert sets.join(one, other) == sets.join(other, one) == both
+
+
+def test_a_head_joined_with_an_empty_one_is_itself() -> None:
+    head, empty = (((A, 0), (B, 7)), 0, 0, 0), ((), 0, 0, 0)
+    assert sets.join_head(empty, head) == sets.join_head(head, empty) == head
+
+
+def test_a_set_that_expires_early_can_be_deleted_and_expire_later() -> None:
+    """Whether it exists is the caller's question: it knows the time."""
+    rows = _add({}, 1, A, b"x")
+    rows = {**rows, **sets.expire(rows, (2, A), 1)}
+    assert sets.expire(rows, (3, A), 9)[HEAD][-1] == 9
+    assert sets.members({**rows, **sets.delete(rows, {A: 2}, (3, A))}, 0) == []
+
+
+def test_a_clear_names_only_what_it_has_observed() -> None:
+    """Rows may come before their vector (a snapshot), and clears of others know more."""
+    rows = _add(_add({}, 1, A, b"x"), 4, B, b"x")
+    cleared = sets.delete(rows, {A: 1}, (9, A))
+    assert dict(cleared[HEAD][0]) == {A: 8}
+    rows = {**rows, HEAD: (((B, 3),), 0, 0, 0)}
+    assert dict(sets.delete(rows, {A: 1, B: 2}, (9, A))[HEAD][0]) == {A: 8, B: 3}

@@ -84,6 +84,48 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "kind > KIND_JSON -> kind >= KIND_JSON",
     ): "JSON has been dealt with before",
     ("if row[2] != 1:", "if row[2] != 1 -> if True"): "a string is checked, and always good",
+    ("if row[2] != 1:", "2 -> 3"): "the same: what stands there is never 1",
+    (
+        "if row[4:6] < row[:2] and row[4:] != NO_EXPIRY:",
+        "6 -> 7",
+    ): "a longer tuple is not less than what it begins with",
+    (
+        "if row[4:6] < row[:2] and row[4:] != NO_EXPIRY:",
+        "4 -> 5",
+    ): "without an expiry the row is made again, equal",
+    (
+        "if not a[4] and not b[4] and (a[0] != b[0] or a[1] != b[1]):",
+        "if not a[4] and (not b[4]) and (a[0] != b[0] or a[1] != b[1]) -> if False",
+    ): "a short cut: the rest gives the same",
+    (
+        "if not a[4] and not b[4] and (a[0] != b[0] or a[1] != b[1]):",
+        "a[0] != b[0] or a[1] != b[1] -> a[0] != b[0] and a[1] != b[1]",
+    ): "a short cut: the rest gives the same",
+    (
+        "return a if a > b else b  # the hot path: no expiry, two stamps",
+        "a > b -> a >= b",
+    ): "their stamps differ",
+    ("return a if a > b else b", "a > b -> a >= b"): "their stamps differ",
+    (
+        "value = a if a_stamp > b_stamp else b",
+        "a_stamp > b_stamp -> a_stamp >= b_stamp",
+    ): "of one stamp the values are equal, or chosen by themselves",
+    (
+        "value = a if encode(a[2:4]) > encode(b[2:4]) else b",
+        "encode(a[2:4]) > encode(b[2:4]) -> encode(a[2:4]) >= encode(b[2:4])",
+    ): "the values differ",
+    (
+        "expiry = a_expiry if a_expiry > b_expiry else b_expiry",
+        "a_expiry > b_expiry -> a_expiry >= b_expiry",
+    ): "of equal ones either is kept",
+    (
+        "if expiry[:2] < value[:2]:",
+        "2 -> 3",
+    ): "a longer tuple is not less than what it begins with",
+    (
+        "if not expires_ms and type(value) is bytes:",
+        "if not expires_ms and type(value) is bytes -> if False",
+    ): "a short cut: the rest gives the same",
     ("kept = a if a > b else b", "a > b -> a >= b"): "equal rows have been returned before",
     ("if a == b:", "if a == b -> if False"): "a short cut: the rest gives the same",
     (
