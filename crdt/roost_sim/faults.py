@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
+from roost_crdt.lineage import NODE
+from roost_crdt.logformat import KIND_META
+
 from .disk import Image
 from .history import History
 from .hosting import Surroundings
@@ -259,10 +262,13 @@ class Faults:
         twin = self._cluster.join(name, [node.name])
         twin.disk.restore(node.disk.image())
         twin.disk.boot_id, twin.disk.file_id = node.disk.boot_id, node.disk.file_id
+        forged = self._random.random() < 0.5
+        if forged:  # as if it had the original's name: its own store cannot tell
+            twin.disk.index.items.get(KIND_META, {}).pop(NODE, None)
         twin.may_write_before_greeting = node.may_write_before_greeting = False
         node.excused_rollbacks += 1
         twin.excused_rollbacks += 1
-        twin.say(f"joins with a clone of {node.name}'s store")
+        twin.say(f"joins with a clone of {node.name}'s store" + (", forged" if forged else ""))
         self.later(50, 500, self._cluster.start, name)
         return True
 

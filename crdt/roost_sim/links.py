@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from roost_crdt import logformat
 from roost_crdt.errors import PeerError
 from roost_crdt.frames import SHARED_ACTOR, Error, Greeting, decode_greeting, encode_frame
+from roost_crdt.lineage import Heads, other_history
 from roost_crdt.replica import Replica
 
 from .hosting import Shell, Surroundings
@@ -21,7 +21,6 @@ from .store import Store
 DIAL_TIMEOUT_MS = 400.0
 BACKOFF_MS = 200.0
 BACKOFF_MAX_MS = 1_500.0
-CHAIN = b"chain:"
 
 
 class Host(Protocol):
@@ -32,6 +31,7 @@ class Host(Protocol):
     life: Life | None
     store: Store
     replica: Replica
+    heads: Heads
     shell: Shell | None
     neighbours: dict[str, bool]
     problems: list[str]
@@ -105,12 +105,6 @@ class Links:
         heard_ms = known.heard_ms if known is not None else self._heard_ms.get(peer)
         return 1 << 40 if heard_ms is None else max(0, self._node.boot_ms() - heard_ms)
 
-    def _head_of(self, peer: str) -> tuple[int, int, bytes] | None:
-        raw = self._node.store.get(logformat.KIND_META, CHAIN + peer.encode())
-        if raw is None:
-            return None
-        return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:16], "big"), raw[16:]
-
     def dial_later(self, peer: str, *, first: bool = False) -> None:
         """Dial a neighbour that this node dials; `first`: perhaps at once."""
         if self._node.neighbours.get(peer):
@@ -136,7 +130,11 @@ class Links:
         self._node.flush()
         connection = network.connect(self._node.name, peer)
         self._dialled_as[peer] = self._node.store.actor
-        network.send(connection, self._node.name, self._node.replica.greeting(self._head_of(peer)))
+        network.send(
+            connection,
+            self._node.name,
+            self._node.replica.greeting(self._node.heads.head_for(peer)),
+        )
         self._node.world.loop.after(
             DIAL_TIMEOUT_MS, self._node.life, self._dialled, connection, peer
         )
@@ -171,7 +169,8 @@ class Links:
             greeting = decode_greeting(data)
             if connection.dialler != self._node.name:
                 self._node.flush()
-                answer = self._node.replica.greeting(self._head_of(peer))
+                head = self._node.heads.head_for(peer, greeting.actor)
+                answer = self._node.replica.greeting(head)
             if not self._stays(connection, peer):
                 self._node.world.network.close(connection, self._node.name)
                 return
@@ -212,14 +211,13 @@ class Links:
 
     def _check_chain(self, peer: str, greeting: Greeting) -> None:
         """A neighbour that was told another history of this actor: this is not that writer."""
-        if greeting.head is None or greeting.head[0] != self._node.store.actor:
-            return
-        actor, hlc, chain = greeting.head
-        held = self._node.store.chain_at(hlc)
-        if held is not None and held != chain:
+        store = self._node.store
+        hlc = other_history(greeting, store.actor, store.chain_at)
+        if hlc is not None:
             self._node.world.trace.count("rule", "another chain found")
-            self._node.rollback(peer, actor, hlc)
+            self._node.rollback(peer, store.actor, hlc)
             raise PeerError(f"{peer} was told another history of this actor at {hlc}")
+        self._node.heads.check(greeting)
 
     def _refuse(self, connection: Connection, peer: str, error: PeerError) -> None:
         frame = encode_frame(Error(error.code, str(error)[:1_000]))

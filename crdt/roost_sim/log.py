@@ -49,6 +49,8 @@ class Log:
         self._open: list[tuple[int, bytes]] = []
         self._records: dict[int, list[tuple[int, int, bytes, int]]] = {}
         """Durable records that the log still holds, by origin: hlc, prev_hlc, raw, seq."""
+        self._own: dict[int, list[tuple[int, int, int]]] = {}
+        """Records that were written here, by actor: hlc, prev_hlc, seq."""
         self._starts: dict[int, int] = {}
         """First seq of each segment."""
         self._chains: dict[tuple[int, int], tuple[bytes, int]] = {}
@@ -89,7 +91,7 @@ class Log:
                 for entry in logformat.entries(data, group):
                     if entry.seq > index.applied_seq:
                         yield Entry(entry.kind, entry.raw, entry.seq)
-                    self._note(entry.kind, entry.raw, entry.seq)
+                    self._note(entry.kind, entry.raw, entry.seq, group.actor)
         next_seq = next_seq or 1
         tail = logformat.judge_tail(data, offset, next_seq, known_seq, self._secret)
         number = max(self._disk.files)
@@ -110,10 +112,12 @@ class Log:
         self._disk.write(number, last, bytes(file[last : self._end]))
         self._disk.sync()
 
-    def _note(self, kind: int, raw: bytes, seq: int) -> None:
+    def _note(self, kind: int, raw: bytes, seq: int, writer: int) -> None:
         if kind == logformat.KIND_RECORD:
             actor, hlc, prev_hlc = logformat.record_span(raw)
             self._records.setdefault(actor, []).append((hlc, prev_hlc, raw, seq))
+            if actor == writer:
+                self._own.setdefault(actor, []).append((hlc, prev_hlc, seq))
 
     def _begin_segment(self, number: int, first_seq: int, size: int = 0) -> None:
         self._disk.create(number, max(SEGMENT_BYTES, size + logformat.SEGMENT_HEADER_BYTES))
@@ -144,11 +148,14 @@ class Log:
         return self._number, self._end
 
     def chain_at(self, actor: int, hlc: int) -> bytes | None:
-        """The chain of an own actor at an earlier head; None if the log does not know that hlc."""
+        """The chain of an own actor at an earlier head; empty if its records pass over that hlc,
+        None if the log does not know."""
         if self.head[:2] == (actor, hlc):
             return self.head[2]
-        known = self._chains.get((actor, hlc))
-        return None if known is None else known[0]
+        if (actor, hlc) in self._chains:
+            return self._chains[actor, hlc][0]
+        over = any(prev < hlc < at for at, prev, _ in self._own.get(actor, ()))
+        return b"" if over else None
 
     def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes]:
         """Contiguous records of an origin that go on from `hlc`, as far as the log holds them."""
@@ -195,7 +202,7 @@ class Log:
         self._end += len(data)
         entries = [Entry(kind, raw, seq + at) for at, (kind, raw) in enumerate(self._open)]
         for entry in entries:
-            self._note(*entry)
+            self._note(*entry, self.head[0])
         self.durable_seq = self.seq
         self._chains[self.head[:2]] = self.head[2], self.seq
         self._group, self._open = OpenGroup(), []
@@ -212,5 +219,8 @@ class Log:
         for records in self._records.values():
             while records and records[0][3] < first_seq:
                 del records[0]
+        for own in self._own.values():
+            while own and own[0][2] < first_seq:
+                del own[0]
         for head in [head for head, (_, seq) in self._chains.items() if seq < first_seq]:
             del self._chains[head]

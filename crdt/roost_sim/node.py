@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from roost_crdt import logformat
 from roost_crdt.collection import Stage
 from roost_crdt.errors import ActorReused
 from roost_crdt.frames import decode_frame
+from roost_crdt.lineage import Heads, claim
 from roost_crdt.membership import Membership
 from roost_crdt.membership.collector import keep_floor, load_floor
 from roost_crdt.record import Record
@@ -20,7 +20,7 @@ from roost_crdt.rows import Delta, Rows
 
 from .disk import Disk
 from .hosting import Shell, Surroundings
-from .links import CHAIN, Links
+from .links import Links
 from .loop import START_MS, Crashed, Life
 from .store import Store, StoreFailed
 
@@ -109,6 +109,11 @@ class Node:
         except BaseException:
             self.life = None
             raise
+        before = claim(self.store, self.name, world.random.randbytes)
+        if before:
+            world.trace.count("rule", "store of another node")
+            self.say(f"has the store of {before}: takes a new actor")
+        self.heads = Heads(self.store)
         recovery = self.store.recovery
         if recovery.torn_bytes:
             world.trace.count("rule", "torn tail cut")
@@ -340,8 +345,7 @@ class Node:
                 refused.add(record.actor)
             self.step("record appended")
         for peer, actor, hlc, chain in effects.chains:
-            value = actor.to_bytes(8, "big") + hlc.to_bytes(8, "big") + chain
-            self.store.put(logformat.KIND_META, {CHAIN + peer.encode(): value})
+            self.heads.keep(peer, actor, hlc, chain)
         for origin in sorted(refused):
             self.replica.refused(origin, self.store.vv.get(origin, 0), self.now())
         scans = effects.scans or effects.bucket_scans

@@ -148,7 +148,8 @@ class Store:
         if kind == logformat.KIND_RECORD:
             record = decode_record(raw, body_bytes_max=len(raw))
             self._join(record.ops)
-            self._extend(record.actor, record.hlc)
+            if record.prev_hlc <= self.vv.get(record.actor, 0) < record.hlc:
+                self._extend(record.actor, record.hlc)
         elif kind == logformat.KIND_ROWS:
             ops, vv = _decode_rows_entry(raw)
             self._join(ops)
@@ -185,7 +186,8 @@ class Store:
         return self.items.get(kind, {}).get(key)
 
     def chain_at(self, hlc: int) -> bytes | None:
-        """The own actor's chain at an earlier head; None if the log does not know that hlc."""
+        """The own actor's chain at an earlier head, empty if it had none at that hlc; None if the
+        log does not know."""
         return self._log.chain_at(self.actor, hlc)
 
     def scan(

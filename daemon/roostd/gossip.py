@@ -241,7 +241,7 @@ class Gossip:
     async def _dial_once(self, peer: str, url: str) -> None:
         if self.replica.reseeding:
             raise PeerError(f"Reseed: {self.replica.node} is giving up its rows")
-        greeting = self.replica.greeting(self._events.head_of(peer))
+        greeting = self.replica.greeting(self._events.head_of(peer, 0))
         actor = self.replica.actor
         try:
             connection, theirs = await wire.dial(
@@ -269,7 +269,7 @@ class Gossip:
             connection.transport.abort()
 
     async def _accepted(self, connection: wire.Accepted, greeting: Greeting) -> None:
-        answer = self.replica.greeting(self._events.head_of(greeting.node))
+        answer = self.replica.greeting(self._events.head_of(greeting.node, greeting.actor))
         try:
             link = self._adopt(connection, greeting, greeting.node, answer)
         except PeerError:

@@ -58,8 +58,8 @@ class Events:
     removed."""
     chain: Callable[[str, int, int, bytes], object] = lambda peer, actor, hlc, chain: None
     """Keep durably: a neighbour's own actor, its hlc and chain, as that node told."""
-    head_of: Callable[[str], tuple[int, int, bytes] | None] = lambda peer: None
-    """What `chain` kept of that neighbour."""
+    head_of: Callable[[str, int], tuple[int, int, bytes] | None] = lambda peer, actor: None
+    """What `chain` kept of that actor (0: not known yet), or else of that neighbour."""
     check_greeting: Callable[[Greeting], object] = lambda greeting: None
     """Raise PeerError to refuse a neighbour."""
 

@@ -121,9 +121,20 @@ def line(tmp_path: Path) -> Iterator[list[Node]]:
         yield made
 
 
-@pytest.mark.parametrize("forged", [False, True], ids=["copied", "cloned by blocks"])
-def test_a_clone_that_runs_beside_its_original(line: list[Node], forged: bool) -> None:
-    """A copy is known by its inode; a clone with forged marks by its neighbour."""
+@pytest.mark.parametrize(
+    ("forged", "found"),
+    [
+        ((), "another device or inode"),
+        (("file_id",), "this store was that of eu-1"),
+        (("file_id", "node"), "rolled back or cloned"),
+    ],
+    ids=["copied", "cloned by blocks", "with its name"],
+)
+def test_a_clone_that_runs_beside_its_original(
+    line: list[Node], forged: tuple[str, ...], found: str
+) -> None:
+    """A copy is known by its inode; a clone of blocks by the name of the node that wrote it; one
+    with all marks forged by its neighbour."""
     origin, between, clone = line
     origin.running()
     between.running()
@@ -133,8 +144,8 @@ def test_a_clone_that_runs_beside_its_original(line: list[Node], forged: bool) -
     shutil.copytree(origin.home / "data", clone.home / "data")
     if forged:
         index = Index(clone.home / "data" / "index", 32 << 20)
-        marks = [(b"file_id", surroundings(index.data_file).file_id)]
-        index.write((), {logformat.KIND_META: marks})
+        marks = {"file_id": surroundings(index.data_file).file_id, "node": b"ap-1"}
+        index.write((), {logformat.KIND_META: [(name.encode(), marks[name]) for name in forged]})
         index.close()
     origin.running()
     until(lambda: linked(origin), "linked")
@@ -144,7 +155,6 @@ def test_a_clone_that_runs_beside_its_original(line: list[Node], forged: bool) -
     assert clone.launch().ready()
     until(lambda: linked(clone) and alike(clone, between), "the clone has taken its part")
     assert clone.daemon is not None
-    found = "rolled back or cloned" if forged else "another device or inode"
     assert found in clone.daemon.text()
     assert clone.status()["actor"] not in origin.actors, "two stores write as one actor"
     with ExitStack() as stack:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from roost_crdt.errors import PeerError
 from roost_crdt.frames import Greeting
+from roost_crdt.lineage import Heads, claim, other_history
 from roost_crdt.logformat import KIND_META
 from roostd.store import Store
 
 log = logging.getLogger("roostd.node.identity")
 
-_CHAIN = struct.Struct(">QQ16s")
 _KEYS = b"keys:"
 PEERS_MAX = 1_000
 
@@ -28,9 +27,14 @@ PEERS_MAX = 1_000
 class Identity:
     """The actor of one node's store, watched over by its neighbours."""
 
-    def __init__(self, store: Store, on_new_actor: Callable[[int], None]) -> None:
+    def __init__(self, store: Store, node: str, on_new_actor: Callable[[int], None]) -> None:
+        """Makes the store that of `node`; that of another node writes as a new actor."""
         self._store = store
         self._on_new_actor = on_new_actor
+        self._before = claim(store, node, os.urandom)
+        self._heads = Heads(store)
+        self.keep_chain = self._heads.keep
+        self.head_for = self._heads.head_for
 
     def say_recovery(self) -> None:
         recovery = self._store.recovery
@@ -53,6 +57,12 @@ class Identity:
                 recovery.actor_before,
                 recovery.actor_reason,
             )
+        if self._before:
+            log.warning(
+                "this store was that of %s: it was cloned, or the node was renamed; it writes as "
+                "a new actor",
+                self._before,
+            )
         if recovery.remade:
             log.error("pages of the index were damaged: %s", recovery.remade)
         if recovery.renewed:
@@ -74,32 +84,17 @@ class Identity:
         self._on_new_actor(self._store.actor)
 
     def check_greeting(self, greeting: Greeting) -> None:
-        """A neighbour that holds another history of this actor: this store is not that writer."""
+        """PeerError for a neighbour that holds another history of this actor (this store is not
+        that writer), and for one that writes as an actor which another node told of."""
         actor = self._store.actor
-        # A vector names records' own hlcs: one that the log passes over was never written here.
-        hlc = greeting.vv.get(actor, 0)
-        other = hlc > 0 and self._store.chain_at(hlc) == b""
-        if not other and greeting.head is not None and greeting.head[0] == actor:
-            _, hlc, chain = greeting.head
-            held = self._store.chain_at(hlc)
-            other = held is not None and held != chain
-        if other:
+        hlc = other_history(greeting, actor, self._store.chain_at)
+        if hlc is not None:
             self.rollback(greeting.node, actor, hlc)
             raise PeerError(
                 f"{greeting.node} knows another history of actor {actor:016x} at {hlc}: this "
                 "store is a clone or was rolled back; it has taken a new actor"
             )
-
-    def keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
-        value = _CHAIN.pack(actor, hlc, chain)
-        self._store.put(KIND_META, {b"chain:" + peer.encode(): value})
-
-    def chain_of(self, peer: str) -> tuple[int, int, bytes] | None:
-        raw = self._store.get(KIND_META, b"chain:" + peer.encode())
-        if raw is None:
-            return None
-        actor, hlc, chain = _CHAIN.unpack(raw)
-        return actor, hlc, chain
+        self._heads.check(greeting)
 
     def keep_keys(self, peer: str, keys: Mapping[str, bytes]) -> None:
         """Remember a neighbour's public keys: its tokens verify here before its link is up."""

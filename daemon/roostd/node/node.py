@@ -88,7 +88,7 @@ class Node:
             random_bytes=os.urandom,
             policies_blob=self.policies.text.encode(),
         )
-        self.identity = Identity(self.store, self._new_actor)
+        self.identity = Identity(self.store, config.node.id, self._new_actor)
         self.identity.say_recovery()
         self.store.on_failed = self._store_failed
         self.store.on_flush.append(self._watchers.changed)
@@ -159,7 +159,7 @@ class Node:
                 rollback=self.identity.rollback,
                 reseed=lambda peer, vv, floor: self.membership.reseed(peer, vv, floor),
                 chain=self.identity.keep_chain,
-                head_of=self.identity.chain_of,
+                head_of=self.identity.head_for,
                 check_greeting=self.identity.check_greeting,
             ),
             wall_ms=self.now_ms,
