@@ -200,6 +200,11 @@ def encode_frame(frame: Frame) -> bytes:
     return _encoder.encode(frame)
 
 
+def told_once(payload: bytes) -> bool:
+    """Whether an own frame is one that nobody waits for an answer to: which epoch is in force."""
+    return isinstance(decode_frame(payload), Deposed)
+
+
 def decode_frame(raw: bytes) -> Frame:
     """Raises PeerError for anything that is not one whole, bounded frame."""
     try:

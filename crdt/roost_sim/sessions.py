@@ -17,7 +17,7 @@ from roost_crdt.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from roost_crdt.home import Candidate, Meta, Whole, decode_frame, encode_frame
+from roost_crdt.home import Candidate, Meta, Whole, decode_frame, encode_frame, told_once
 from roost_crdt.neighbourhood import beyond
 from roost_crdt.peer import LinkState
 from roost_crdt.sessions.copy import SessionCopy
@@ -109,7 +109,7 @@ class Sessions(Erasing):
             self.node.largest_bytes = max(self.node.largest_bytes, len(payload) + 64)
             if not sent and peer not in self.node.replica.peers:
                 self._relay(peer, payload)
-            elif not sent:
+            elif not sent and told_once(payload):
                 self._missed.add(peer)
             if self.node.world.trace.detailed:
                 lost = "" if sent else " (no link or no room)"
@@ -135,11 +135,11 @@ class Sessions(Erasing):
         else:
             self.flushed()
 
-    def sweep(self, *newcomers: str) -> None:
+    def sweep(self, *newcomers: str, repeated: bool = False) -> None:
         self._missed.clear()
         after: str | None = ""
         while after is not None:
-            after = self.stream.sweep_page(after, newcomers)
+            after = self.stream.sweep_page(after, newcomers, repeated=repeated)
         self._after_change()
         if newcomers:
             self.node.world.loop.after(SWEEP_AGAIN_MS, self.node.life, self._missed_by, newcomers)
@@ -149,7 +149,7 @@ class Sessions(Erasing):
         missed = self._missed.intersection(newcomers, self.node.replica.peers)
         if missed:
             self.count("sweep again")
-            self.sweep(*sorted(missed))
+            self.sweep(*sorted(missed), repeated=True)
 
     def _tick(self) -> None:
         now_ms = self.node.boot_ms()
@@ -437,11 +437,21 @@ class Sessions(Erasing):
         return True
 
     async def drain(self) -> int:
-        """Hand every session that is at home here to its standby; how many remain."""
+        """Hand every session that is at home here to somebody else; how many remain."""
         remain = 0
-        for meta in self.shelf.table.heads("", 1_000):
-            known = self.shelf.meta(meta.sid) or meta
-            if known.held and known.home == self.node.name:
-                moved = known.standby is not None and await self.move(known.sid, known.standby)
-                remain += not moved
+        with self.stream.draining():
+            for meta in self.shelf.table.heads("", 1_000):
+                known = self.shelf.meta(meta.sid) or meta
+                if known.held and known.home == self.node.name:
+                    remain += not await self._give(known.sid)
         return remain
+
+    async def _give(self, sid: str) -> bool:
+        refused: set[str] = set()
+        while (live := self.shelf.live(sid)) is not None and live.meta.home == self.node.name:
+            node = self.stream.next_home(live, refused)
+            if node is None:
+                return False
+            refused.add(node)
+            await self.move(sid, node)
+        return True

@@ -26,6 +26,7 @@ from roost_crdt.sessions.outbox import (
     MERGE_AGAIN_MS,
     MERGE_WAITS_MAX,
     WANT_AGAIN_MS,
+    Copying,
     Outbox,
 )
 
@@ -237,7 +238,7 @@ def test_a_former_home_that_becomes_the_standby_needs_its_answer_to_be_it() -> N
     node = node_of("eu", "us", "ap")
     live = held(node, standby="us", acked_n=0, n=4)
     out = Outbox(node.shelf)
-    out.candidates[SID] = "ap"
+    out.candidates[SID] = Copying("ap", 0)
     out.owe("ap", live, b"c" * 16)
     assert [type(frame) for _, frame in said(out)] == [Merged]
 

@@ -213,3 +213,81 @@ def test_a_session_under_a_name_of_its_own_is_announced_to_all_but_its_standby()
     eu.stream.announce(live)
     (other,) = {"us", "ap"} - {live.meta.standby}
     assert sent_by(eu) == [(other, Deposed(SID, live.meta.epoch, live.meta.standby))]
+
+
+def test_a_repeated_sweep_says_epochs_alone_and_counts_for_no_other() -> None:
+    """What waits for an answer would take the room again for which the epochs were dropped."""
+    network = held_by_both(SID)
+    eu = network["eu"]
+    eu.stream.begin("gone")
+    eu.stream.erase_here("gone", 7)
+    eu.stream.begin("unmerged")
+    eu.commit("unmerged", "only at eu")
+    eu.shelf.learn("unmerged", (2, "us"), "eu")
+    eu.stream.begin("lone")
+    live = eu.live("lone")
+    live.set_meta(msgspec.structs.replace(live.meta, standby=None))
+    sent_by(eu)
+    network.now_ms += 2 * stream.SWEEP_EVERY_MS
+    first = eu.stream.sweep_page("", ["us"])
+    assert first is None
+    told = {type(frame) for _, frame in sent_by(eu)}
+    assert told == {Deposed, Erase, Merge, Offer, Whole}
+    network.now_ms += 2 * stream.SWEEP_EVERY_MS
+    assert eu.stream.sweep_due
+    assert eu.stream.sweep_page("", ["us"], repeated=True) is None
+    again = sent_by(eu)
+    assert {type(frame) for _, frame in again} == {Deposed}
+    assert {frame.sid for _, frame in again} == {SID, "unmerged", "lone"}
+    assert eu.stream.sweep_due, "all else is still due"
+
+
+def test_a_busy_session_gets_its_standby_though_the_first_copy_was_lost() -> None:
+    network = Network(("eu", "us"))
+    network.cut("eu", "us")
+    eu = network["eu"]
+    eu.stream.begin(SID)
+    eu.write(SID, "one")
+    sent_by(eu)
+    network.cut_at.clear()
+    eu.stream.tick()
+    assert [type(frame) for _, frame in sent_by(eu)] == [Whole], "which is lost"
+    copies = 0
+    for turn in range(4):
+        network.now_ms += stream.COPY_AGAIN_MS // 2
+        eu.write(SID, f"turn {turn}")
+        eu.stream.tick()
+        eu.stream.sweep_page("")
+        copies += sum(isinstance(frame, Whole) for _, frame in sent_by(eu))
+    assert copies == 2
+
+
+def test_who_is_drained_takes_no_session_in_and_not_soon_after() -> None:
+    network = held_by_both(SID)
+    eu, us = network["eu"], network["us"]
+    frame = eu.stream.handover(eu.live(SID), "us")
+    with us.stream.draining():
+        with us.stream.draining():
+            assert not us.stream.adopts
+        assert not us.stream.adopt(frame), "the other drain goes on"
+    network.now_ms += stream.DRAINED_MS - 1
+    assert not us.stream.adopt(frame)
+    assert us.live(SID).meta.home == "eu", "nothing has changed"
+    network.now_ms += 1
+    assert us.stream.adopt(frame)
+
+
+def test_a_session_leaves_for_its_standby_or_else_for_another_neighbour() -> None:
+    network = Network(("eu", "us", "ap"))
+    eu = network["eu"]
+    live = eu.stream.begin(SID)
+    standby = live.meta.standby
+    assert standby is not None
+    (other,) = {"us", "ap"} - {standby}
+    assert eu.stream.next_home(live, ()) == standby
+    assert eu.stream.next_home(live, {standby}) == other
+    assert eu.stream.next_home(live, {standby, other}) is None
+    network.residency = (standby,)
+    assert eu.stream.next_home(live, {standby}) is None, "the policy keeps it out of there"
+    live.set_meta(msgspec.structs.replace(live.meta, standby=None))
+    assert eu.stream.next_home(live, ()) == standby

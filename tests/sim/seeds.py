@@ -31,4 +31,5 @@ FOUND: dict[int, str] = {
     243: "a former home keeps its turns until the new home's standby has them",
     111: "a summary that another one has replaced is an entry all the same",
     78: "whose link comes up is told which epochs are in force",
+    689: "what is large finds room beside a sweep, and a lost copy is sent again to a busy session",
 }

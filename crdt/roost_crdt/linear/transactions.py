@@ -3,7 +3,8 @@
 The model is etcd's: a flat map of keys to values, each with the revision of its last change, and
 transactions of the form "if these keys still have these revisions, then put those". Revisions are
 global, strictly increasing and never reused, so a transaction that compares a revision can apply
-at most once, however often it is sent and however late a copy of it arrives.
+at most once, however often it is sent and however late a copy of it arrives. Revision 0 (no such
+key) can come back, when the key is deleted: who sends such a transaction twice names it.
 """
 
 from __future__ import annotations

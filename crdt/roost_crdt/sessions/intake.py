@@ -183,7 +183,7 @@ class Intake:
         meta = live.meta
         if frame.epoch > meta.epoch:
             return  # a Deposed with its standby follows
-        if self._out.candidates.get(frame.sid) == peer:
+        if self._out.candidate(frame.sid) == peer:
             if (frame.n, frame.chain) == (meta.n, meta.chain):
                 del self._out.candidates[frame.sid]
                 live.enter_epoch(self._shelf.node, peer, self._shelf.now_ms())

@@ -60,6 +60,13 @@ class Said(NamedTuple):
     times: int
 
 
+class Copying(NamedTuple):
+    """The node that is to be the next standby, and when it was last sent the copy."""
+
+    node: str
+    at_ms: int
+
+
 class Outbox:
     """Frames that wait for the flush, and since when which answer is awaited."""
 
@@ -68,9 +75,8 @@ class Outbox:
         self._frames: list[tuple[str, Frame]] = []
         self.unacked: dict[str, int] = {}
         """Sessions of ours that their standby has not acknowledged whole -> when last offered."""
-        self.candidates: dict[str, str] = {}
-        """Sessions that are getting another standby -> the node that is being sent the copy. Each
-        of them is in `unacked` too."""
+        self.candidates: dict[str, Copying] = {}
+        """Sessions that are getting another standby. Each of them is in `unacked` too."""
         self.unmerged: dict[str, Said] = {}
         """Sessions whose turns a new home has not acknowledged -> when they were last sent."""
         self.wanted: dict[str, int] = {}
@@ -99,6 +105,11 @@ class Outbox:
         """Home of this session is elsewhere: nothing is due to a standby of ours."""
         for noted in (self.unacked, self.candidates, self.owed):
             noted.pop(sid, None)
+
+    def candidate(self, sid: str) -> str | None:
+        """The node that is being sent the copy of a session of ours, to become its standby."""
+        copying = self.candidates.get(sid)
+        return None if copying is None else copying.node
 
     def note_unacked(self, live: SessionCopy) -> None:
         if live.meta.sid in self.unacked or len(self.unacked) < NOTED_MAX:
@@ -168,7 +179,7 @@ class Outbox:
         meta = live.meta
         waiting = self.owed.get(meta.sid, {})
         for peer, (n, chain) in list(waiting.items()):
-            others = meta.standby not in (None, peer) and self.candidates.get(meta.sid) != peer
+            others = meta.standby not in (None, peer) and self.candidate(meta.sid) != peer
             if meta.acked_n >= n or not others:
                 del waiting[peer]
                 self.send(peer, Merged(meta.sid, meta.epoch, chain))

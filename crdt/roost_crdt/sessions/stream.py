@@ -24,7 +24,7 @@ from roost_crdt.home import (
 )
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.intake import Intake
-from roost_crdt.sessions.outbox import Links, Outbox
+from roost_crdt.sessions.outbox import Copying, Links, Outbox
 from roost_crdt.sessions.shelf import Shelf
 from roost_crdt.sessions.table import head_item
 
@@ -36,6 +36,8 @@ DROPPED_MAX = 1_000
 COPIES_A_TICK = 32
 """Whole documents that a tick or a page of a sweep sends to new standbys; the rest waits."""
 SWEEP_EVERY_MS = 600_000
+DRAINED_MS = 60_000
+"""A node that was drained is to be stopped: for so long it takes no session in."""
 
 
 class Stream:
@@ -73,6 +75,8 @@ class Stream:
         self._far_told: set[str] = set()
         """Those that hear of the sessions at home here in the sweep that goes on."""
         self._copies_left = COPIES_A_TICK
+        self._drains = 0
+        self._drained_ms = self._started_ms - DRAINED_MS
         self._dropped: dict[str, int] = {}
         """Sessions erased here of which something was held -> that erasure; the newest ones."""
 
@@ -83,7 +87,7 @@ class Stream:
         if live.meta.standby is not None:
             self._out.send(live.meta.standby, update)
         self._out.note_unacked(live)
-        candidate = self._out.candidates.get(live.meta.sid)
+        candidate = self._out.candidate(live.meta.sid)
         if candidate is not None:
             self._out.send(candidate, update)
 
@@ -183,9 +187,33 @@ class Stream:
         meta = self._shelf.meta(sid)
         return meta is not None and bool(meta.erased_ms)
 
+    @contextmanager
+    def draining(self) -> Iterator[None]:
+        """Sessions are given away: none is taken in, and none soon after."""
+        self._drains += 1
+        try:
+            yield
+        finally:
+            self._drains -= 1
+            self._drained_ms = self._shelf.steady_ms()
+
+    @property
+    def adopts(self) -> bool:
+        """Whether this node takes sessions in: two that drain must not swap theirs."""
+        return not self._drains and self._shelf.steady_ms() - self._drained_ms >= DRAINED_MS
+
+    def next_home(self, live: SessionCopy, refused: Collection[str]) -> str | None:
+        """Whom to hand a session to that leaves this node: its standby, else another neighbour."""
+        if live.meta.standby is not None and live.meta.standby not in refused:
+            return live.meta.standby
+        left = [c for c in self._links.candidates() if c.node not in refused]
+        return choose_standby(live.meta.sid, self._shelf.region, left, self._residency())
+
     def adopt(self, frame: Whole) -> bool:
-        """Become home of a session that was handed over; False if its epoch is not newer, or
-        this copy holds turns of its own that have to be merged first."""
+        """Become home of a session that was handed over; False if its epoch is not newer, this
+        copy holds turns of its own that have to be merged first, or this node is drained."""
+        if not self.adopts:
+            return False
         shelf = self._shelf
         assert frame.epoch[1] == shelf.node, "a session is handed to the home that it names"
         meta = shelf.meta(frame.sid)
@@ -292,24 +320,34 @@ class Stream:
             self._out.forget(sid)
             self._shelf.on_corrupt(sid, error)
 
-    def sweep_page(self, after: str, newcomers: Collection[str] = ()) -> str | None:
+    def sweep_page(
+        self, after: str, newcomers: Collection[str] = (), *, repeated: bool = False
+    ) -> str | None:
         """Look through the next page of sessions; where to go on, None at the end.
 
         After a start, when the links of `newcomers` came up, and every `SWEEP_EVERY_MS`: what the
         standby lacks is offered, what a new home lacks is sent, what has expired is dropped, and
-        newcomers hear which epochs are in force.
+        newcomers hear which epochs are in force. `repeated`: they have missed some of that, and
+        hear of nothing else: what waits for an answer would leave no room for it again.
         """
         self._copies_left = COPIES_A_TICK
-        if not after:
+        if repeated:
+            self._far_told = set()
+        elif not after:
             self._sweep_due = False
             self._regular = self._shelf.steady_ms() - self._swept_ms > SWEEP_EVERY_MS
             self._far_told, self._far_new = self._far_new, set()
         heads = self._shelf.table.heads(after, SWEEP_PAGE)
         for meta in heads:
             with self._contained(meta.sid):
-                self._revisit(self._shelf.meta(meta.sid) or meta, newcomers)
+                known = self._shelf.meta(meta.sid) or meta
+                if not repeated:
+                    self._revisit(known, newcomers)
+                elif known.held and not known.erased_ms:
+                    self._announce(known, newcomers)
         if len(heads) < SWEEP_PAGE:
-            self._swept_ms = self._shelf.steady_ms()
+            if not repeated:
+                self._swept_ms = self._shelf.steady_ms()
             return None
         return heads[-1].sid
 
@@ -399,12 +437,14 @@ class Stream:
         if chosen is None or chosen == meta.standby:
             return
         now_ms = self._shelf.steady_ms()
-        sent = self._out.candidates.get(meta.sid) == chosen
-        if sent and now_ms - self._out.unacked.get(meta.sid, -COPY_AGAIN_MS) < COPY_AGAIN_MS:
+        copying = self._out.candidates.get(meta.sid)
+        # Offers and turns do not count: a copy without room would never be sent to a busy session.
+        sent = copying is not None and copying.node == chosen
+        if copying is not None and sent and now_ms - copying.at_ms < COPY_AGAIN_MS:
             return
         self._out.note_unacked(live)
         if not self._copies_left or meta.sid not in self._out.unacked:
             return  # a later tick or sweep sends it
         self._copies_left -= 1
-        self._out.candidates[meta.sid] = chosen
+        self._out.candidates[meta.sid] = Copying(chosen, now_ms)
         self._out.send(chosen, live.whole())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from roost_crdt.home import told_once
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.stream import Stream
 from roostd.sessions.types import Neighbours
@@ -26,13 +27,13 @@ class Delivery:
         self._sweep_again = False
         self._newcomers: set[str] = set()
         self._missed: set[str] = set()
-        """To whom a frame was dropped since the sweep that goes on began."""
+        """Who has missed an epoch since the sweep that goes on began."""
 
     def after_flush(self) -> None:
         """Send what became durable. A frame without room is dropped; the stream says it again if
-        it waits for an answer, and a sweep goes through all again for whom it missed."""
+        it waits for an answer, and a sweep tells all epochs again to who has missed one."""
         for node, frame in self._stream.take_frames():
-            if not self._neighbours.send(node, frame):
+            if not self._neighbours.send(node, frame) and told_once(frame):
                 self._missed.add(node)
 
     async def acknowledged(self, live: SessionCopy, n: int, wait_ms: int) -> bool:
@@ -60,14 +61,16 @@ class Delivery:
         self._sweeping = asyncio.create_task(self._sweep(), name="session sweep")
 
     async def _sweep(self) -> None:
-        again = True
+        again, missed, far = True, set[str](), set[str]()
         while again:
-            newcomers, self._newcomers = frozenset(self._newcomers), set()
+            others = far or self._newcomers or self._sweep_again
+            repeated = bool(missed) and not others
+            newcomers, self._newcomers = frozenset(self._newcomers | missed), set()
             self._sweep_again = False
             self._missed.clear()
             after: str | None = ""
             while after is not None:
-                after = self._stream.sweep_page(after, newcomers)
+                after = self._stream.sweep_page(after, newcomers, repeated=repeated)
                 await self._durable()
                 self.after_flush()
                 await asyncio.sleep(SWEEP_PAUSE_S)
@@ -76,7 +79,6 @@ class Delivery:
             missed = self._missed & newcomers & {c.node for c in self._neighbours.candidates()}
             far = self._missed.intersection(self._neighbours.beyond())
             if missed or far:
-                self._newcomers |= missed
                 self._stream.tell_again(far)
                 again = True
                 await asyncio.sleep(SWEEP_AGAIN_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from roost_crdt.errors import (
@@ -105,6 +106,8 @@ class Handover:
         context = self._context
         if not isinstance(frame, Whole) or frame.epoch[1] != context.node:
             raise BadRequest(f"{peer} handed over a session that names another home")
+        if not self._stream.adopts:
+            raise Unavailable(f"{context.node} is drained itself: session {frame.sid} is not taken")
         if not self._stream.adopt(frame):
             raise Unavailable(
                 f"session {frame.sid} has a newer epoch here; the handover of {peer} is void"
@@ -113,7 +116,12 @@ class Handover:
         return True
 
     async def drain(self, deadline_ms: int) -> int:
-        """Hand every session that is at home here to its standby; how many remain."""
+        """Hand every session that is at home here to its standby, or, where that does not take it
+        (it may be drained too), to another neighbour; how many remain."""
+        with self._stream.draining():
+            return await self._give_all(deadline_ms)
+
+    async def _give_all(self, deadline_ms: int) -> int:
         context = self._context
         loop = asyncio.get_running_loop()
         ends = loop.time() + deadline_ms / 1000
@@ -125,14 +133,7 @@ class Handover:
                 live = context.shelf.live(sid)
                 if live is None or live.meta.home != context.node:
                     return True
-                if live.meta.standby is None or loop.time() >= ends:
-                    return False
-                try:
-                    await self.to(live, live.meta.standby)
-                except RoostError as error:
-                    log.warning("drain: session %s stays: %s", sid, error.message)
-                    return False
-                return True
+                return await self._give(live, lambda: loop.time() >= ends)
 
         after = ""
         while True:
@@ -145,3 +146,20 @@ class Handover:
             if len(heads) < PAGE:
                 return remaining
             after = heads[-1].sid
+
+    async def _give(self, live: SessionCopy, late: Callable[[], bool]) -> bool:
+        """Whether somebody took it."""
+        refused: set[str] = set()
+        why = "nobody is up who could take it"
+        while not late() and (node := self._stream.next_home(live, refused)) is not None:
+            try:
+                await self.to(live, node)
+            except RoostError as error:
+                refused.add(node)
+                why = error.message
+            else:
+                return True
+            if live.meta.home != self._context.node:
+                return True
+        log.warning("drain: session %s stays: %s", live.meta.sid, why)
+        return False
