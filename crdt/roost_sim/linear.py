@@ -123,6 +123,8 @@ class Linear:
     async def _client(self, busy: Callable[[], bool], pause_ms: float) -> None:
         while busy():
             await self._world.loop.sleep(pause_ms * 2 * self._random.random(), None)
+            if not self._alive():
+                continue
             kind = self._random.choice((b"flags:a", b"flags:b", b"hits:a"))
             account = self._account(kind)
             command = self._command(account.key)
@@ -186,13 +188,16 @@ class Linear:
         return b"r%d" % number
 
     async def _try(self, command: Command, request_id: bytes | None) -> Reply:
-        alive = [name for name in sorted(self._nodes) if self._nodes[name].life is not None]
+        alive = self._alive()
         if not alive:
             raise Unavailable("no node is up")
         node = self._nodes[self._random.choice(alive)]
         work = self._site(node).perform(command, request_id)
         outcome: Future[Reply] = self._world.loop.spawn(work, node.life)
         return await outcome
+
+    def _alive(self) -> list[str]:
+        return [name for name in sorted(self._nodes) if self._nodes[name].life is not None]
 
     def _site(self, node: Node) -> Site:
         life, site = self._sites.get(node.name, (None, None))

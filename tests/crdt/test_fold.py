@@ -227,6 +227,17 @@ def test_a_turn_is_found_by_its_id_as_long_as_it_is_recent() -> None:
     assert found.find_turn_id("never") is None
 
 
+def test_a_turn_id_is_found_whichever_home_wrote_it() -> None:
+    """A retry at the home that has taken over gets the answer of the first try."""
+    before = chain(EU, 1, 2, None)
+    after = chain(US, 3, 4, (*EU, 2))
+    found = folded(*before, *after)
+    for sought, ref in (("eu-1", (*EU, 1)), ("eu-2", (*EU, 2)), ("us-4", (*US, 4))):
+        hit = found.find_turn_id(sought)
+        assert hit is not None
+        assert hit.ref == ref
+
+
 def test_a_turn_committed_by_both_homes_is_found_as_the_newer() -> None:
     entries = [*chain(EU, 1, 1, None), turn(EU, 2, (*EU, 1), turn_id="x")]
     entries.append(turn(US, 2, (*EU, 1), turn_id="x"))

@@ -7,9 +7,9 @@ shell's duty) by one without the rule. `SEEDS` names the seed that catches it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sim import linearmutants, quotamutants, sessionmutants
@@ -86,7 +86,7 @@ def _always(*_: Any, **__: Any) -> bool:
     return True
 
 
-_ALL: dict[str, tuple[Patch, ...]] = {
+ALL: dict[str, tuple[Patch, ...]] = {
     "a reset takes the whole row, not what it observed": ((rows, "join_row", _one_winner),),
     "a gap in a neighbour's records is accepted": ((inflow, "decode_record", _no_gaps),),
     "the window has no bound": ((peer.Peer, "room", _always),),
@@ -114,7 +114,7 @@ _ALL: dict[str, tuple[Patch, ...]] = {
 
 _RULES: dict[str, tuple[Patch, ...]] = {
     name: tuple((place, what, getattr(place, what)) for place, what, _ in patches)
-    for name, patches in _ALL.items()
+    for name, patches in ALL.items()
 }
 
 SEEDS: dict[str, int] = {
@@ -135,22 +135,27 @@ SEEDS: dict[str, int] = {
     **linearmutants.SEEDS,
 }
 
-MUTANTS = {name: patches for name, patches in _ALL.items() if name in SEEDS}
-UNCAUGHT = {name: patches for name, patches in _ALL.items() if name not in SEEDS}
-"""Rules that a test of their module keeps, and no seed that was tried needs."""
+MUTANTS = {name: patches for name, patches in ALL.items() if name in SEEDS}
+UNCAUGHT = {name: patches for name, patches in ALL.items() if name not in SEEDS}
+"""Rules that no seed which was tried needs; `caught.py` names the test that keeps each."""
 
 
 @contextmanager
-def applied(name: str) -> Iterator[None]:
-    """The simulator with one rule taken out."""
-    before = [(place, what, getattr(place, what)) for place, what, _ in _ALL[name]]
-    for place, what, instead in _ALL[name]:
+def patched(patches: Sequence[Patch]) -> Iterator[None]:
+    """Attributes of modules and classes replaced for a while."""
+    before = [(place, what, getattr(place, what)) for place, what, _ in patches]
+    for place, what, instead in patches:
         setattr(place, what, instead)
     try:
         yield
     finally:
         for place, what, was in before:
             setattr(place, what, was)
+
+
+def applied(name: str) -> AbstractContextManager[None]:
+    """The simulator with one rule taken out."""
+    return patched(ALL[name])
 
 
 def first_seed(name: str, seeds_max: int = 400) -> tuple[str, int | None, str]:
@@ -164,17 +169,11 @@ def first_seed(name: str, seeds_max: int = 400) -> tuple[str, int | None, str]:
 
 
 def _fails_anyhow(name: str, seed: int) -> bool:
-    changed = [(place, what, getattr(place, what)) for place, what, _ in _ALL[name]]
-    for place, what, was in _RULES[name]:
-        setattr(place, what, was)
-    try:
+    with patched(_RULES[name]):
         return bool(run_seed(seed).problems)
-    finally:
-        for place, what, instead in changed:
-            setattr(place, what, instead)
 
 
 if __name__ == "__main__":
     with ProcessPoolExecutor() as pool:
-        for found in pool.map(first_seed, sys.argv[1:] or _ALL):
+        for found in pool.map(first_seed, sys.argv[1:] or ALL):
             print('    "{}": {},  # {}'.format(*found), flush=True)

@@ -19,6 +19,10 @@ def _nothing(*_: Any, **__: Any) -> None:
     return None
 
 
+def _always(*_: Any, **__: Any) -> bool:
+    return True
+
+
 def _no(*_: Any, **__: Any) -> bool:
     return False
 
@@ -168,6 +172,24 @@ def _trust_the_acknowledged(self: Any, meta: Any, newcomers: Collection[str]) ->
 _revisit = stream.Stream._revisit
 
 
+def _all_again(self: Any, after: str, newcomers: Any = (), *, repeated: bool = False) -> Any:
+    return _sweep_page(self, after, newcomers)
+
+
+_sweep_page = stream.Stream.sweep_page
+
+
+def _copied_when_offered(self: Any, live: Any) -> None:
+    """An offer or a turn counts as the copy that a candidate is to be sent."""
+    _note_unacked(self, live)
+    copying = self.candidates.get(live.meta.sid)
+    if copying is not None:
+        self.candidates[live.meta.sid] = copying._replace(at_ms=self._shelf.steady_ms())
+
+
+_note_unacked = outbox.Outbox.note_unacked
+
+
 # --- erasure
 
 
@@ -237,6 +259,14 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
         (stream.Stream, "_revisit", _trust_the_acknowledged),
     ),
     "nobody behind a neighbour hears of an epoch": ((stream.Stream, "_watch_for_far", _nothing),),
+    "all is swept again where a frame had no room": (
+        (sessions, "told_once", _always),
+        (stream.Stream, "sweep_page", _all_again),
+    ),
+    "a turn counts as the copy that a new standby lacks": (
+        (outbox.Outbox, "note_unacked", _copied_when_offered),
+    ),
+    "a node that is drained takes sessions in": ((stream.Stream, "adopts", True),),
     "an erasure is not passed on": ((stream.Stream, "erase_here", _erase_alone),),
     "an erasure is told once": ((outbox.Outbox, "erase_again", _told_once),),
     "a handover outranks an erasure": ((stream.Stream, "_erased", _no),),
