@@ -5,6 +5,7 @@ no policy can claim and no face shows:
 
     1 "m" node         [version, node, actor, retired actors, {actor: hlc}, wrote]
     1 "r" actor (hex)  [version, node]: it was removed while it wrote as this actor
+    1 "w" actor (hex)  [version, hlc]: what this actor wrote up to there was written again
 
 A member reports the version vector that it holds durably. Each report moves a vector and would
 make every other report due again; so a report also names the last hlc that its node `wrote` for
@@ -29,6 +30,7 @@ from .rows.wire import U64, decoder, encode
 __all__ = [
     "MEMBERS",
     "REMOVALS",
+    "REWRITTEN",
     "Member",
     "Roster",
     "VersionVector",
@@ -40,10 +42,13 @@ __all__ = [
     "outdated",
     "removal_delta",
     "removal_key",
+    "rewritten_delta",
+    "rewritten_key",
 ]
 
 MEMBERS: Final = RESERVED + b"m"
 REMOVALS: Final = RESERVED + b"r"
+REWRITTEN: Final = RESERVED + b"w"
 VERSION: Final = 1
 _HASHED: Final = b"#"
 
@@ -51,6 +56,7 @@ VersionVector = Mapping[int, int]
 
 _decode_member = decoder(tuple[U64, str, U64, tuple[U64, ...], dict[U64, U64], U64])
 _decode_removal = decoder(tuple[U64, str])
+_decode_rewritten = decoder(tuple[U64, U64])
 
 
 class Member(NamedTuple):
@@ -93,6 +99,23 @@ def removal_delta(rows: Rows, node: str, stamp: Stamp) -> Delta:
     return put(rows, encode((VERSION, node)), stamp)
 
 
+def rewritten_key(actor: int) -> bytes:
+    return REWRITTEN + b"%016x" % actor
+
+
+def rewritten_delta(rows: Rows, hlc: int, stamp: Stamp) -> Delta:
+    """All that an actor wrote up to `hlc` was written again by the actor of `stamp`.
+
+    Its own stamp is as high as what it tells, so that of two the higher stays; what is stamped far
+    ahead is got rid of by a reseed, and must not be the stamp of anything again.
+    """
+    told = min((hlc, stamp[1]), stamp)
+    held = rows.get(VALUE)
+    if held is not None and held[:2] >= told:
+        return {}
+    return put(rows, encode((VERSION, hlc)), told)
+
+
 def covers(vv: VersionVector, other: VersionVector) -> bool:
     """Whether `vv` holds all that `other` does."""
     return all(vv.get(actor, 0) >= hlc for actor, hlc in other.items())
@@ -128,6 +151,8 @@ class Roster:
         """Every node that was ever entered, by name."""
         self.removed: dict[int, str] = {}
         """Actor -> node."""
+        self.rewritten: dict[int, int] = {}
+        """Actor -> hlc up to which a reseed wrote again what it had written; no vector says so."""
 
     def load(self, key: bytes, rows: Rows) -> bool:
         """Take in one row; False if this version cannot read it (then nothing changes)."""
@@ -138,6 +163,10 @@ class Roster:
             if key.startswith(REMOVALS):
                 _, node = _decode_removal(row[3])
                 self.removed[int(key[len(REMOVALS) :], 16)] = node
+                return True
+            if key.startswith(REWRITTEN):
+                _, hlc = _decode_rewritten(row[3])
+                self.rewritten[int(key[len(REWRITTEN) :], 16)] = hlc
                 return True
             _, node, actor, retired, vv, wrote = _decode_member(row[3])
         except (CorruptData, ValueError):

@@ -18,6 +18,8 @@ from roost_crdt.members import (
     outdated,
     removal_delta,
     removal_key,
+    rewritten_delta,
+    rewritten_key,
 )
 from roost_crdt.rows import register
 from roost_crdt.rows.layout import KEY_BYTES_MAX, check_key
@@ -50,11 +52,27 @@ def test_a_removed_actor_is_no_member_until_the_node_writes_as_another() -> None
     assert roster.members["eu-1"].actor == 8
 
 
+def test_of_two_that_wrote_an_actors_writes_again_the_one_who_held_more_is_believed() -> None:
+    roster = Roster()
+    first, more = (rewritten_delta({}, hlc, (90, actor)) for hlc, actor in ((50, 9), (60, 8)))
+    for a, b in ((first, more), (more, first)):
+        rows = {part: register.join(a[part], b[part]) for part in a}
+        assert roster.load(rewritten_key(7), rows)
+        assert roster.rewritten == {7: 60}
+    assert rewritten_delta(more, 60, (95, 3)) == rewritten_delta(more, 55, (95, 3)) == {}
+    assert rewritten_delta(more, 61, (95, 3)) != {}
+    ahead = rewritten_delta({}, 1_000, (95, 3))
+    assert roster.load(rewritten_key(7), ahead)
+    assert roster.rewritten == {7: 1_000}
+    assert [row[:2] for row in ahead.values()] == [(95, 3)], "no row is stamped after its record"
+
+
 @pytest.mark.parametrize("value", [b"", b"\xff", "null", b"\x93\x01\xa1x\x01"])
 def test_rows_that_cannot_be_read_change_nothing(value: bytes | str) -> None:
     roster = Roster()
     rows = register.put({}, value, (1, 1))
-    for key in (member_key("eu-1"), removal_key(7), b"\x01r" + b"zz", b"\x01mx"):
+    keys = (member_key("eu-1"), removal_key(7), rewritten_key(7))
+    for key in (*keys, b"\x01r" + b"zz", b"\x01w" + b"zz", b"\x01mx"):
         assert not roster.load(key, rows)
     assert not roster.load(member_key("eu-1"), {})
     assert not roster.load(member_key("us-1"), member_delta({}, Member("eu", 1, (), {}, 0), (1, 1)))

@@ -13,6 +13,7 @@ from roost_crdt.frames import Greeting
 from roost_crdt.hlc import Stamp
 from roost_crdt.logformat import KIND_META
 from roost_crdt.members import Member, Roster
+from roost_crdt.membership import export
 from roost_crdt.membership import reseeding as module
 from roost_crdt.membership.reseeding import MARKER, PAGES, Marker, Reseeding
 from roost_crdt.peer import Mode
@@ -115,8 +116,8 @@ def test_without_the_log_rows_tell_what_they_can(monkeypatch: pytest.MonkeyPatch
     mine, peer = behind()
     records_after: Callable[[int, int, int], list[bytes] | None] = lambda *_: None  # noqa: E731
     mine.records_after = records_after  # type: ignore[method-assign]
-    monkeypatch.setattr(module, "_SCAN_BYTES", 1)
-    monkeypatch.setattr(module, "_PAGE_BYTES", 1)
+    monkeypatch.setattr(export, "_SCAN_BYTES", 1)
+    monkeypatch.setattr(export, "_PAGE_BYTES", 1)
     work = reseeding(mine)
     work.trigger("peer", peer.vv, {})
     to_the_end(work, mine, peer)

@@ -64,6 +64,7 @@ class Members:
         """Read the whole roster from the store."""
         self.roster.nodes.clear()
         self.roster.removed.clear()
+        self.roster.rewritten.clear()
         after = RESERVED
         while page := self._scan(after):
             keys = [op.row_key.partition(b"\0")[0] for op in page]

@@ -18,33 +18,24 @@ from itertools import chain
 import msgspec
 
 from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.hlc import Stamp
 from roost_crdt.logformat import KIND_META
-from roost_crdt.members import Roster, covers
-from roost_crdt.record import Record, RowOp, decode_record
+from roost_crdt.members import Roster, covers, join, rewritten_delta, rewritten_key
+from roost_crdt.record import Record
 from roost_crdt.replica import Replica
-from roost_crdt.reseed import Lacking, is_lacking, rewrite
+from roost_crdt.reseed import Lacking, rewrite
 from roost_crdt.rows import Delta, decode_row
-from roost_crdt.rows.layout import (
-    RESERVED,
-    TAG_ACTOR,
-    TAG_FIELD_COUNTER,
-    Part,
-    actor_of,
-    split_row_key,
-)
+from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER
 
 from .collector import GC_FLOOR
+from .export import Export, Exported, bases_of
 from .storage import MemberStore
 
 ACTORS = b"actors"
 ACTORS_MAX = 1_000
 MARKER = b"reseed"
 PAGES = b"reseed/"
-_PAGE_BYTES = 512 << 10
-_READ_BYTES = 1 << 20
 _SCAN_BYTES = 256 << 10
-_BACK_MAX = 10_000
-"""Records looked at for what a counter was when the neighbour saw it last."""
 
 
 class Marker(msgspec.Struct, array_like=True, frozen=True):
@@ -61,15 +52,8 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     written: bytes = b""
     """The last page that was written again. All stay until the end: what is written may have to be
     given up once more before anybody has it."""
-
-
-class Exported(msgspec.Struct, array_like=True, frozen=True):
-    """Rows of one key, and what the neighbour had of its counters."""
-
-    key: bytes
-    type: int
-    rows: list[tuple[bytes, bytes]]
-    bases: dict[bytes, tuple[int, int]]
+    tails: dict[int, int] = {}
+    """Up to where of those actors this node held all when it exported."""
 
 
 _decode_actors = msgspec.msgpack.Decoder(tuple[int, ...]).decode
@@ -132,8 +116,10 @@ class Reseeding:
         if self._marker is None:
             self._trigger = peer, dict(vv), dict(floor)
         else:  # once more, before it had joined again; the export is as it was
-            actors = (*self._marker.actors, self._store.actor)
-            self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor)))
+            actor, marker = self._store.actor, self._marker
+            tails = {**marker.tails, actor: self._store.vv.get(actor, 0)}
+            actors = (*marker.actors, actor)
+            self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor), tails=tails))
 
     def _own_actors(self) -> tuple[int, ...]:
         raw = self._store.get(KIND_META, ACTORS)
@@ -183,120 +169,19 @@ class Reseeding:
         held = (actor for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0))
         each = dict.fromkeys(a for a in (*known, *held) if a != self._store.actor)
         actors = (*each, self._store.actor)
-        lacking = Lacking(frozenset(actors), vv, (0, 0))
-        touched: dict[bytes, set[Part]] = {}
+        export = Export(self._store, Lacking(frozenset(actors), vv, (0, 0)))
         for actor in actors:
-            if self._store.vv.get(actor, 0) > vv.get(actor, 0):
-                self._touched(actor, lacking, touched)
+            export.touch(actor)
         for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
             self._store.put(KIND_META, {name: None})  # of an export that was not finished
-        bases = self._bases(lacking, touched)
-        for number, page in enumerate(self._pages(touched, bases)):
+        for number, page in enumerate(export.pages()):
             self._store.put(KIND_META, {PAGES + b"%08d" % number: _encode(page)})
             self._flush()
-        self._mark(Marker("wipe", peer, vv, actors, floor))
+        tails = {actor: hlc for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0)}
+        self._mark(Marker("wipe", peer, vv, actors, floor, tails=tails))
         self._trigger = None
         self._flush()
-        self._tell(f"exported {len(touched)} keys of writes that {peer} lacks")
-
-    def _touched(self, actor: int, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
-        """Rows that records of an actor wrote and the neighbour lacks."""
-        after = lacking.vv.get(actor, 0)
-        while after < self._store.vv.get(actor, 0):
-            raws = self._store.records_after(actor, after, _READ_BYTES)
-            if not raws:
-                self._shown(lacking, touched)
-                return
-            for raw in raws:
-                record = decode_record(raw, body_bytes_max=len(raw))
-                _touch(record.ops, touched)
-                after = record.hlc
-
-    def _shown(self, lacking: Lacking, touched: dict[bytes, set[Part]]) -> None:
-        """The log is too short: what rows show by themselves."""
-        after = b""
-        while page := self._store.scan_rows(after, _SCAN_BYTES):
-            after = page[-1].row_key
-            for op in page:
-                part = split_row_key(op.row_key)[1]
-                row = decode_row(op.type, part, op.body)
-                if is_lacking(part, row, op.type, lacking):
-                    _touch((op,), touched)
-
-    def _bases(
-        self, lacking: Lacking, touched: Mapping[bytes, set[Part]]
-    ) -> dict[bytes, tuple[int, int]]:
-        """(p, n) of touched counter rows in the last record that the neighbour holds."""
-        wanted: dict[int, set[bytes]] = {}
-        for key, parts in touched.items():
-            for part in parts:
-                if part[0] in (TAG_ACTOR, TAG_FIELD_COUNTER):
-                    wanted.setdefault(actor_of(part), set()).add(key + b"\0" + part)
-        found: dict[bytes, tuple[int, int]] = {}
-        for actor in sorted(wanted.keys() & set(lacking.actors)):
-            left = wanted[actor]
-            for record in self._back(actor, lacking.vv.get(actor, 0)):
-                for op in record.ops:
-                    if op.row_key in left:
-                        row = decode_row(op.type, split_row_key(op.row_key)[1], op.body)
-                        found[op.row_key] = row[0], row[1]
-                        left.remove(op.row_key)
-                if not left:
-                    break
-        return found
-
-    def _back(self, actor: int, hlc: int) -> Iterator[Record]:
-        """Records of an actor, from the one that ends at `hlc` backwards."""
-        for _ in range(_BACK_MAX):
-            raws = self._store.records_after(actor, hlc - 1, 1) if hlc > 0 else None
-            if not raws:
-                return
-            record = decode_record(raws[0], body_bytes_max=len(raws[0]))
-            if record.hlc != hlc:
-                return
-            yield record
-            hlc = record.prev_hlc
-
-    def _pages(
-        self, touched: Mapping[bytes, set[Part]], bases: Mapping[bytes, tuple[int, int]]
-    ) -> Iterator[list[Exported]]:
-        page: list[Exported] = []
-        size = 0
-        for key, parts in sorted(touched.items()):
-            one = self._exported(key, parts, bases)
-            if one is None:
-                continue
-            size += sum(len(part) + len(body) for part, body in one.rows)
-            page.append(one)
-            if size >= _PAGE_BYTES:
-                yield page
-                page, size = [], 0
-        if page:
-            yield page
-
-    def _exported(
-        self, key: bytes, parts: set[Part], bases: Mapping[bytes, tuple[int, int]]
-    ) -> Exported | None:
-        rows: list[tuple[bytes, bytes]] = []
-        type_code = 0
-        for op in self._rows_of(key):
-            part = op.row_key[len(key) + 1 :]
-            if part in parts:
-                type_code = op.type
-                rows.append((part, op.body))
-        if not rows or key.startswith(RESERVED):
-            return None
-        known = {part: bases[key + b"\0" + part] for part in parts if key + b"\0" + part in bases}
-        return Exported(key, type_code, rows, known)
-
-    def _rows_of(self, key: bytes) -> Iterator[RowOp]:
-        after = key + b"\0"
-        while page := self._store.scan_rows(after, _SCAN_BYTES):
-            for op in page:
-                if not op.row_key.startswith(key + b"\0"):
-                    return
-                yield op
-            after = page[-1].row_key
+        self._tell(f"exported {len(export.touched)} keys of writes that {peer} lacks")
 
     # -- wipe
 
@@ -323,21 +208,46 @@ class Reseeding:
         if not covers(self._store.vv, marker.vv) and not self._is_gone(marker):
             return
         pages = self._store.scan(KIND_META, PAGES, marker.written, 1)
+        stamp = self._store.stamp(self._now_ms())
         if not pages:
+            if ops := list(self._rewritten(marker, stamp)):
+                self._committed(self._store.commit(stamp, ops))
             for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
                 self._store.put(KIND_META, {name: None})
             self._mark(None)
             self._tell("this node has joined again")
             return
         name, raw = pages[0]
-        stamp = self._store.stamp(self._now_ms())
-        floors = (marker.floor, self._replica.gc_floor)
-        collected = max((hlc for floor in floors for hlc in floor.values()), default=0)
-        lacking = Lacking(frozenset(marker.actors), marker.vv, stamp, collected=collected)
+        lacking = self._lacking(marker, stamp)
         ops = list(chain.from_iterable(self._again(one, lacking) for one in _decode_page(raw)))
         if ops:
             self._committed(self._store.commit(stamp, ops))
         self._mark(msgspec.structs.replace(marker, written=name))
+
+    def _lacking(self, marker: Marker, stamp: Stamp) -> Lacking:
+        """What is lacking where the rows were taken from, and was not written again by others."""
+        told = self._roster.rewritten
+        actors = frozenset(
+            actor
+            for actor in marker.actors
+            if actor not in marker.tails or marker.tails[actor] > told.get(actor, 0)
+        )
+        vv = join((marker.vv, {actor: told[actor] for actor in actors & told.keys()}))
+        floors = (marker.floor, self._replica.gc_floor)
+        collected = max((hlc for floor in floors for hlc in floor.values()), default=0)
+        return Lacking(actors, vv, stamp, collected=collected)
+
+    def _rewritten(self, marker: Marker, stamp: Stamp) -> Iterator[tuple[bytes, int, Delta]]:
+        """Say so, for all who hold the same writes and reseed later: what was written again may
+        have been removed and collected by then. Only what is here from its beginning: what the
+        neighbour held, and had to give up itself, is still to be written again by that one."""
+        told, vv = self._roster.rewritten, self._store.vv
+        for actor, hlc in sorted(marker.tails.items()):
+            begin = marker.vv.get(actor, 0)
+            if hlc > begin <= max(vv.get(actor, 0), told.get(actor, 0)):
+                key = rewritten_key(actor)
+                if delta := rewritten_delta(self._store.key_rows(key).rows, hlc, stamp):
+                    yield key, TYPE_REGISTER, delta
 
     def _is_gone(self, marker: Marker) -> bool:
         """Whether the neighbour for whom the rows were given up no longer holds what it held then
@@ -361,12 +271,11 @@ class Reseeding:
             self._tell(f"writes to {one.key!r} are of another type than its rows now")
             return
         rows = {part: decode_row(one.type, part, body) for part, body in one.rows}
-        delta = rewrite(one.type, held.rows, rows, lacking._replace(bases=one.bases))
+        if one.key.startswith(RESERVED):  # registers that nobody deletes
+            lacking = Lacking({row[1] for row in rows.values()}, {}, lacking.stamp)
+        else:
+            told = self._roster.rewritten
+            lacking = lacking._replace(bases=bases_of(self._store, one, lacking, told))
+        delta = rewrite(one.type, held.rows, rows, lacking)
         if delta:
             yield one.key, one.type, delta
-
-
-def _touch(ops: tuple[RowOp, ...], touched: dict[bytes, set[Part]]) -> None:
-    for op in ops:
-        key, part = split_row_key(op.row_key)
-        touched.setdefault(key, set()).add(part)

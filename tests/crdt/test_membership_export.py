@@ -1,4 +1,4 @@
-"""Reseed, what is exported: own writes that a neighbour lacks, found in a log or in the rows."""
+"""What a reseed exports: writes that a neighbour lacks, found in a log or in the rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from membership_kit import NOW, count, incr, open_store, put, value
 from roost_crdt import values
 from roost_crdt.frames import Greeting
 from roost_crdt.logformat import KIND_META
-from roost_crdt.membership import reseeding as module
+from roost_crdt.members import (
+    REWRITTEN,
+    Member,
+    Roster,
+    member_delta,
+    member_key,
+    removal_delta,
+    removal_key,
+    rewritten_delta,
+    rewritten_key,
+)
+from roost_crdt.membership import export as module
+from roost_crdt.membership import reseeding as reseeding_module
 from roost_crdt.membership.reseeding import PAGES
 from roost_crdt.record import decode_record
 from roost_crdt.rows import counter
 from roost_crdt.rows import map as map_rows
-from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP
+from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP, TYPE_REGISTER
 from roost_sim.store import Store
 
 
@@ -110,7 +122,7 @@ def test_increments_count_once_wherever_their_base_is_found(
     work = reseeding(mine)
     work.trigger("peer", vv, {})
     work.tick()
-    (page,) = (module._decode_page(raw) for _, raw in mine.scan(KIND_META, PAGES))
+    (page,) = (reseeding_module._decode_page(raw) for _, raw in mine.scan(KIND_META, PAGES))
     (exported,) = [one for one in page if one.key == b"n"]
     assert list(exported.bases.values()) == ([(5, 0)] if case == "found" else [])
     peer.accept_rows((), vv)
@@ -155,3 +167,81 @@ def test_what_others_wrote_and_only_this_node_holds_is_exported_too(logged: bool
     assert (value(mine, b"k"), count(mine, b"n")) == (b"third", 3)
     assert mine.key_rows(b"n").rows == third.key_rows(b"n").rows
     assert third.actor not in mine.vv, "its own records may still come"
+
+
+@pytest.mark.parametrize("collected", [True, False])
+@pytest.mark.parametrize("more", [0, 2])
+def test_what_another_reseed_has_written_again_is_not_written_twice(
+    collected: bool, more: int
+) -> None:
+    """Two held the same tail of a third; by the time the second one comes back with it, what the
+    first one wrote again may have been reset and collected."""
+    first, second, third = (open_store(seed=seed) for seed in (1, 2, 3))
+    put(first, b"both", b"v")
+    peer = copied(first)
+    incr(third, b"n", 3)
+    third.flush()
+    tail = third.records_after(third.actor, 0, 1 << 20) or []
+    incr(third, b"n", more)
+    third.flush()
+    for store, raws in ((first, tail), (second, third.records_after(third.actor, 0, 1 << 20))):
+        for raw in raws or ():
+            store.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+        store.flush()
+    work = reseeding(first)
+    work.trigger("peer", peer.vv, {})
+    to_the_end(work, first, peer)
+    assert count(first, b"n") == 3
+    stamp = first.stamp(NOW)
+    first.commit(stamp, [(b"n", TYPE_COUNTER, counter.delete(first.key_rows(b"n").rows, stamp, 0))])
+    if collected:
+        first.drop_rows([b"n\0" + part for part in first.key_rows(b"n").rows])
+    first.flush()
+    roster = Roster()
+    for key in [key for key in first.keys if key.startswith(REWRITTEN)]:
+        assert roster.load(key, first.key_rows(key).rows)
+    assert roster.rewritten.keys() == {third.actor}
+    work = reseeding(second, roster=roster)
+    work.trigger("first", first.vv, {})
+    to_the_end(work, second, first)
+    assert count(second, b"n") == (more or None), "only what the first had not heard of"
+
+
+def test_what_the_neighbour_had_to_give_up_is_not_said_to_be_written_again() -> None:
+    """It held the beginning of what is exported here, and writes that again itself."""
+    mine, _peer = behind()
+    roster = Roster()
+    work = reseeding(mine, roster=roster)
+    held = dict(mine.vv)
+    work.trigger("peer", {actor: hlc - 1 for actor, hlc in held.items()}, {})
+    while work.stage != "join":
+        work.tick()
+    roster.nodes.clear()  # the neighbour has left
+    greeting = Greeting(versions=(1,), cluster="c", node="other", actor=55, vv={})
+    work._replica.link_up("other", greeting, NOW)
+    for _ in range(9):
+        work.tick()
+    assert work.stage == ""
+    assert not [key for key in mine.keys if key.startswith(REWRITTEN)]
+
+
+def test_who_was_removed_is_exported_and_who_is_a_member_is_not() -> None:
+    """Members tell of themselves; a removal that only this node knows of was acknowledged here."""
+    mine = open_store(seed=1)
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    for key, delta in (
+        (removal_key(7), removal_delta({}, "gone", stamp := mine.stamp(NOW))),
+        (rewritten_key(8), rewritten_delta({}, 5, stamp)),
+        (member_key("x"), member_delta({}, Member("x", 9, (), {}, 0), stamp)),
+    ):
+        mine.commit(stamp, [(key, TYPE_REGISTER, delta)])
+        stamp = mine.stamp(NOW)
+    held = {key: dict(mine.key_rows(key).rows) for key in (removal_key(7), rewritten_key(8))}
+    mine.flush()
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, {mine.actor: stamp[0]})
+    work._replica.rejoin({})
+    to_the_end(work, mine, peer)
+    assert {key: mine.key_rows(key).rows for key in held} == held
+    assert not mine.key_rows(member_key("x")).rows
