@@ -61,6 +61,9 @@ class Exchange:
     serves: tuple[int, frozenset[int]] | None = None
     after: bytes = b""
     scanning: bool = False
+    lacked: bool = False
+    """Rows were lost here while they were scanned: the scan begins anew once they are back."""
+    waits: bool = False
 
 
 class AntiEntropy:
@@ -193,7 +196,8 @@ class AntiEntropy:
             raise PeerError(f"{peer.node} wants buckets that there are not")
         exchange = self._exchanges[peer.node]
         exchange.serves = frame.id, frozenset(frame.buckets)
-        exchange.after, exchange.scanning = b"", False
+        exchange.after = b""
+        exchange.scanning = exchange.lacked = exchange.waits = False
 
     def serve(self) -> None:
         """Go on with the scans for those whose windows have room."""
@@ -201,7 +205,9 @@ class AntiEntropy:
             peer = self._near.peers[node]
             room = peer.window_bytes <= self._near.limits.window_bytes // 2
             if exchange.serves is not None and not exchange.scanning and room:
-                exchange.scanning = True
+                if exchange.waits and self._near.lacking() & exchange.serves[1]:
+                    continue
+                exchange.scanning, exchange.waits = True, False
                 self._near.effects.bucket_scans.append((node, exchange.after, SCAN_BYTES))
 
     def scanned(self, peer: Peer, after: bytes, rows: Sequence[RowOp]) -> None:
@@ -211,6 +217,7 @@ class AntiEntropy:
             return
         exchange.scanning = False
         number, buckets = exchange.serves
+        exchange.lacked = exchange.lacked or bool(self._near.lacking() & buckets)
         found = [
             (op.row_key, op.type, op.body)
             for op in rows
@@ -218,6 +225,9 @@ class AntiEntropy:
         ]
         if rows:
             exchange.after = rows[-1].row_key
+        elif exchange.lacked:
+            exchange.after, exchange.lacked, exchange.waits = b"", False, True
+            return
         else:
             exchange.serves = None
         if found or not rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from . import frames as f
@@ -68,6 +68,9 @@ class Neighbourhood:
     what they hold. Until then rows of anybody who is behind that floor must not come in."""
     rejoins: bool = False
     """It has given up its rows for them, and waits for them whatever happens to their links."""
+    lacking: Callable[[], frozenset[int]] = frozenset
+    """Buckets of keys of which this node has lost rows to damage: it sends no snapshot, and does
+    not say that it has sent all of them."""
     wall_ahead_ms: int = 0
     """The wall clock in force minus the clock of `now_ms`."""
     clock_jumped_ms: int = 0

@@ -73,7 +73,9 @@ class Outflow:
             size_max = min(near.limits.frame_bytes, max(1, half))
             out = peer.snapshot_out
             if out is not None:
-                if not out.scanning:
+                if near.lacking():
+                    out.begin()
+                elif not out.scanning:
                     out.scanning = True
                     near.effects.scans.append((peer.node, out.after, size_max))
             elif peer.reading is None:
@@ -150,6 +152,9 @@ class Outflow:
         if out is None or not out.scanning or out.after != after:
             return
         out.scanning = False
+        if self._near.lacking():
+            out.begin()
+            return
         if rows:
             assert rows[-1].row_key > out.after, "scans go on after the last key"
             out.after = rows[-1].row_key

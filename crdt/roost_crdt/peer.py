@@ -58,6 +58,10 @@ class SnapshotOut:
     after: bytes = b""
     scanning: bool = False
 
+    def begin(self) -> None:
+        """From the first row on, once more."""
+        self.after, self.scanning = b"", False
+
 
 @dataclass(slots=True)
 class Peer:

@@ -20,7 +20,7 @@ Events go in (`link_up`, `receive`, `committed`, `tick`, ... each with `now_ms`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from . import frames as f
 from .antientropy import AntiEntropy
@@ -357,6 +357,10 @@ class Replica:
         """Answer to `Effects.bucket_scans`; no rows: the scan has reached its end."""
         if (peer := self.peers.get(node)) is not None:
             self.antientropy.scanned(peer, after, rows)
+
+    def lacking(self, buckets: Callable[[], frozenset[int]]) -> None:
+        """Whom to ask which buckets of keys lack rows here (see `Neighbourhood.lacking`)."""
+        self._near.lacking = buckets
 
     # -- frames
 

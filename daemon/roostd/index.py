@@ -28,10 +28,8 @@ import itertools
 import os
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from struct import Struct
 from typing import Any
 
 import lmdb
@@ -40,36 +38,19 @@ from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import TYPE_REGISTER, is_sealed
 from roostd import pages
+from roostd.sealing import KIND_NAMES, Writes, sealed_pairs, unsealed
 
 SCHEMA = 2
 """1: pairs without checksums (roostd.store.upgrading)."""
 READERS_MAX = 1024
 PAGE_BYTES = 4096
 
-KIND_NAMES = {
-    logformat.KIND_SESSION: b"sessions",
-    logformat.KIND_SPEND: b"spend",
-    logformat.KIND_OUTBOX: b"outbox",
-    logformat.KIND_CONSENSUS: b"consensus",
-    logformat.KIND_META: b"meta",
-}
-META_OWN = frozenset(
-    b"schema store_id log_id applied_seq pid_ns actor secret vv head position "
-    b"boot_id host file_id applied layout upgrading suspect".split()
-)
-PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies suspect".split())
-"""Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema;
-while there is `suspect` rows are missing (roostd.store.suspects)."""
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 32
 _STEPS_MAX = 16
 """Rows of a key that a listing of keys goes through before it looks for the next key."""
 _PASSING_BYTES_MAX = 256 << 10
 _REGISTER = bytes([TYPE_REGISTER])
-_CRC = Struct(">I")
-
-Writes = Iterable[tuple[bytes, bytes | None]]
-"""Key and value in key order; None deletes."""
 
 
 def _yield() -> None:
@@ -150,8 +131,11 @@ class Index:
             stored = txn.get(key)
         return None if stored is None else self.unsealed(kind, key, stored)
 
-    def scan(self, kind: int, prefix: bytes, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` pairs in key order, keys with `prefix` and above `after`."""
+    def scan(
+        self, kind: int, prefix: bytes, after: bytes, limit: int, but: Container[bytes] = ()
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` pairs in key order, keys with `prefix` and above `after`. Values of those
+        in `but`, which the caller has newer, are not looked at."""
         found: list[tuple[bytes, bytes]] = []
         with self._reading, self._env.begin(db=self._kinds[kind]) as txn, txn.cursor() as cursor:
             more = cursor.set_range(max(prefix, after + b"\0" if after else b""))
@@ -159,7 +143,7 @@ class Index:
                 key, stored = cursor.item()
                 if not key.startswith(prefix):
                     break
-                found.append((key, self.unsealed(kind, key, stored)))
+                found.append((key, b"" if key in but else self.unsealed(kind, key, stored)))
                 more = cursor.next()
         return found
 
@@ -266,16 +250,8 @@ class Index:
             _put(txn, self._kinds[kind], sealed_pairs(kind, pairs))
 
     def unsealed(self, kind: int, key: bytes, stored: bytes) -> bytes:
-        """What `sealed_pairs` was given. CorruptData if the bytes are not those."""
-        if kind == logformat.KIND_META and key in PLAIN_META:
-            return stored
-        value = stored[_CRC.size :]
-        if len(stored) < _CRC.size or _CRC.unpack_from(stored)[0] != _crc_of(kind, key, value):
-            raise CorruptData(
-                f"{self.path}: {KIND_NAMES[kind].decode()} {key!r} fails its checksum; "
-                "run: roost check DIR --repair"
-            )
-        return value
+        """What `sealed_pairs` was given. DamagedPair if the bytes are not those."""
+        return unsealed(self.path, kind, key, stored)
 
     def _out_of_order(self, key: bytes) -> CorruptData:
         return CorruptData(
@@ -463,20 +439,6 @@ class Index:
 def _is_whole(name: bytes, stored: bytes | memoryview) -> bool:
     """`is_sealed` for rows that are small enough to be looked at on the way to another one."""
     return len(stored) > _PASSING_BYTES_MAX or is_sealed(name, stored)
-
-
-def _crc_of(kind: int, key: bytes, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(key, kind))
-
-
-def sealed_pairs(kind: int, writes: Writes) -> Writes:
-    """Values behind a checksum over kind, key and value: LMDB has none of its own."""
-    plain = PLAIN_META if kind == logformat.KIND_META else ()
-    for key, value in writes:
-        if value is None or key in plain:
-            yield key, value
-        else:
-            yield key, _CRC.pack(_crc_of(kind, key, value)) + value
 
 
 def _put(

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 
@@ -64,6 +65,12 @@ class Events:
     """Raise PeerError to refuse a neighbour."""
 
 
+_SHOWN = (
+    *("peer", "region", "state", "mode", "rtt_ms"),
+    *("lag_ms", "lag_records", "received", "duplicates"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
     """A neighbour, linked or not. Times are ms; `last_heard_ms` is how long ago (None: never)."""
@@ -82,6 +89,13 @@ class LinkStatus:
     converged: bool = False
     clock_offset_ms: int | None = None
     warnings: tuple[str, ...] = ()
+
+    def shown(self) -> dict[str, Any]:
+        """As `GET /v1/cluster` says it."""
+        return {
+            **{name: getattr(self, name) for name in _SHOWN},
+            "last_error": self.last_error or None,
+        }
 
 
 @dataclass(slots=True)

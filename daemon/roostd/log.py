@@ -357,6 +357,8 @@ class Log:
         for segment in self._segments:
             if segment.number < position.segment:
                 continue
+            if segment.origins is None:
+                self._index(segment)  # says where it ends
             start = logformat.SEGMENT_HEADER_BYTES
             if segment.number == position.segment:
                 start = position.offset

@@ -25,6 +25,12 @@ class NodeCollector(Collector):
             ("seq", "newest log entry"),
             ("durable_seq", "newest log entry that survives a crash"),
             ("applied_seq", "newest log entry in the index"),
+            ("damaged", "rows that failed their checksum since the start"),
+            ("suspect_buckets", "buckets of keys (of 4,096) that lack rows, refused until mended"),
+            ("mended_buckets", "buckets of keys that got their rows back since the start"),
+            ("damaged_pairs", "entries of sessions, spends and the like that are refused"),
+            ("mended_pairs", "such entries that were put again since the start"),
+            ("erasing", "erased sessions whose payloads are still in the log"),
         ):
             yield GaugeMetricFamily(f"roost_store_{name}", text, value=store[name])
         sessions = GaugeMetricFamily("roost_sessions", "sessions in memory", labels=["role"])

@@ -280,3 +280,43 @@ def test_buckets_that_lack_rows_are_fetched_at_once(pair: Pair) -> None:
     assert work.fetched("a") == number + 1
     assert pair.b.rows == pair.a.rows
     assert not pair.b.replica.takes_rows
+
+
+def test_who_lacks_rows_of_a_bucket_does_not_say_that_it_sent_all(pair: Pair) -> None:
+    """What it has goes out; the end waits until it has the rest, wherever that lies."""
+    filled(pair)
+    lost = {key: pair.a.rows.pop(key) for key in (b"k1", b"k5")}
+    lacking = {digest.bucket_of(key) for key in lost}
+    pair.a.replica.lacking(lambda: frozenset(lacking))
+    pair.b.rows.clear()
+    buckets = [digest.bucket_of(b"k%d" % at) for at in range(1, 8)]
+    number = pair.b.replica.antientropy.fetch("a", buckets, pair.now_ms)
+    pair.settle()
+    assert sorted(pair.b.rows) == [b"k2", b"k3", b"k4", b"k6", b"k7"]
+    assert pair.b.replica.antientropy.fetched("a") == 0
+    pair.a.rows.update(lost)
+    pair.settle()
+    assert pair.b.replica.antientropy.fetched("a") == 0, "it was never told"
+    lacking.clear()
+    pair.settle()
+    assert pair.b.replica.antientropy.fetched("a") == number
+    assert pair.b.rows == pair.a.rows
+
+
+def test_other_buckets_do_not_wait(pair: Pair) -> None:
+    """Two nodes that lack different rows help one another."""
+    filled(pair)
+    wanted, other = digest.bucket_of(b"k3"), digest.bucket_of(b"k5")
+    assert wanted != other
+    pair.a.replica.lacking(lambda: frozenset((other,)))
+    pair.b.replica.lacking(lambda: frozenset((wanted,)))
+    del pair.a.rows[b"k5"], pair.b.rows[b"k3"]
+    numbers = [
+        side.replica.antientropy.fetch(peer, [bucket], pair.now_ms)
+        for side, peer, bucket in ((pair.a, "b", other), (pair.b, "a", wanted))
+    ]
+    pair.settle()
+    assert [pair.a.replica.antientropy.fetched("b"), pair.b.replica.antientropy.fetched("a")] == (
+        numbers
+    )
+    assert sorted(pair.a.rows) == sorted(pair.b.rows) == [b"k%d" % at for at in range(1, 8)]

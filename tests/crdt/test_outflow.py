@@ -258,3 +258,28 @@ def test_a_snapshot_on_its_way_out_is_known() -> None:
     (scan,) = replica.take_effects().scans
     replica.rows_scanned("a", scan[1], [], 1_000)
     assert not replica.gives_rows
+
+
+def test_no_snapshot_is_sent_while_rows_are_missing_here() -> None:
+    """It would say that it has all of them; what was sent before may lack some too."""
+    sender, lacking = Sender(), set[int]()
+    sender.near.lacking = lambda: frozenset(lacking)
+    sender.take(FAR, 9, sender.a)
+    sender.effects()
+    sender.out.snapshot_wanted(sender.a, 4)
+    one, two = RowOp(b"k\0\x02", 1, b""), RowOp(b"l\0\x02", 1, b"")
+    assert sender.effects().scans
+    sender.out.rows_scanned(sender.a, b"", [one])
+    assert [scan[:2] for scan in sender.effects().scans] == [("a", one.row_key)]
+    lacking.add(7)
+    sender.out.rows_scanned(sender.a, one.row_key, [])
+    held = sender.effects()
+    assert (held.scans, held.frames) == ([], []), "the end was said"
+    sender.out.rows_scanned(sender.a, one.row_key, [])
+    assert not sender.effects().frames
+    lacking.clear()
+    assert [scan[:2] for scan in sender.effects().scans] == [("a", b"")], "it begins anew"
+    sender.out.rows_scanned(sender.a, b"", [one, two])
+    assert sender.effects().scans
+    sender.out.rows_scanned(sender.a, two.row_key, [])
+    assert sender.sent("a") == [f.SnapshotEnd(4, {FAR: 9})]

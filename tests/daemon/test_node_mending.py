@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from cluster_kit import cluster, linked, make, same, start, until
 from roost_crdt.errors import CorruptData, Full
 from roostd import pages
 from roostd.index import Index
+from roostd.log import Log
 from roostd.node import Node
+from roostd.node.mending import Mending
 from roostd.store import check, scrub
 
 NUMBERS = range(300)
@@ -197,3 +200,34 @@ async def test_what_the_store_refuses_is_fetched_again(
     finally:
         for node in filter(None, (a, b)):
             await node.stop()
+
+
+async def test_no_snapshot_is_sent_before_the_rows_are_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that joins at a damaged one waits, rather than hold less than it says."""
+    files = make(tmp_path, ["a", "b", "c"], line=True)
+    async with cluster({name: files[name] for name in "ab"}) as nodes:
+        a, b = nodes["a"], nodes["b"]
+        await until(lambda: linked(a, b))
+        fill(a)
+        await until(lambda: same(a, b) and len(shown(b)) == len(reads(b)))
+        whole = shown(a)
+    path = files["b"].parent / "data" / "index" / "data.mdb"
+    data = path.read_bytes()
+    assert b"value 123" in data
+    path.write_bytes(data.replace(b"value 123", b"value 103"))
+    monkeypatch.setattr(Mending, "_read_log", lambda self: True)
+    monkeypatch.setattr(Log, "records_after", lambda *args: [])
+    monkeypatch.setattr(Log, "follows", lambda *args: False)
+    async with cluster({"b": files["b"], "c": files["c"]}, start_check_bytes=0) as nodes:
+        b, c = nodes["b"], nodes["c"]
+        await until(lambda: c.gossip.replica.peers and b.store.suspects.buckets)
+        await until(lambda: c.gossip.replica.peers["b"].snapshot_in is not None)
+        await asyncio.sleep(0.5)
+        assert b.gossip.replica.peers["c"].snapshot_out is not None
+        assert b.store.actor not in c.store.vv, "it claims to hold what it was not sent"
+        nodes["a"] = await start(files["a"])
+        await until(lambda: not b.store.suspects.buckets, 30)
+        await until(lambda: same(b, c) and len(shown(c)) == len(reads(c)), 30)
+        assert shown(c) == whole

@@ -17,7 +17,8 @@ import pytest
 from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import KIND_META
 from roostd import store as stores
-from roostd.index import KIND_NAMES, SCHEMA, Index, u64
+from roostd.index import SCHEMA, Index, u64
+from roostd.sealing import KIND_NAMES
 from roostd.store import StoreFailed, upgrading
 
 sys.path.insert(0, str(Path(__file__).parent))

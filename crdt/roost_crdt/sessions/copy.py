@@ -6,7 +6,7 @@ open group: one batch is one atomic step of durability, replication and takeover
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -244,6 +244,21 @@ class SessionCopy:
             items.update(view_items(frame.sid, changes.entries, changes.fields))
             items.update(head_item(self.meta))
             self._table.put(items)
+
+    def store_again(self, stored: Iterable[bytes]) -> bool:
+        """What is stored of this session, under the keys `stored`, is damaged: put what memory has
+        in its place. False: the document is not in memory."""
+        document = self._document
+        if document is None or document.broken:
+            return False
+        meta = msgspec.structs.replace(self.meta, base_n=self.meta.n)
+        items: Items = dict.fromkeys(stored)
+        items.update(base_item(meta.sid, document.encode()))
+        items.update(view_items(meta.sid, document.entries(), document.fields()))
+        items.update(head_item(meta))
+        self._table.put(items)
+        self.meta = meta
+        return True
 
     def whole(self) -> Whole:
         """This copy as one frame, for a standby or a next home."""

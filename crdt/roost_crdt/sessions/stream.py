@@ -5,7 +5,7 @@ Frames come in through `roost_crdt.sessions.intake`, go out through `roost_crdt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -26,7 +26,7 @@ from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.intake import Intake
 from roost_crdt.sessions.outbox import Copying, Links, Outbox
 from roost_crdt.sessions.shelf import Shelf
-from roost_crdt.sessions.table import head_item
+from roost_crdt.sessions.table import Items, head_item
 
 SWEEP_PAGE = 500
 STANDBY_GONE_FACTOR = 10
@@ -276,6 +276,32 @@ class Stream:
             if neighbour.node != heard_from:
                 self._out.erase(neighbour.node, sid, gone.erased_ms)
         return held
+
+    def give_up(
+        self, sid: str, stored: Iterable[bytes], standby_at: tuple[int, bytes] | None = None
+    ) -> bool:
+        """What is stored of a session here, under the keys `stored`, is damaged: drop it, if a
+        neighbour in reach has all of it, and ask for that one's. `standby_at`: n and chain of the
+        standby's copy, as it has said itself. CorruptData: not even the head can be read."""
+        shelf = self._shelf
+        live = shelf.lives.get(sid)
+        meta = shelf.table.head(sid) if live is None else live.meta
+        if meta is None or not meta.held or meta.erased_ms or (live is not None and live.pins):
+            return False
+        own = meta.home == shelf.node
+        other = meta.standby if own else meta.home
+        covered = meta.acked_n >= meta.n or standby_at == (meta.n, meta.chain)
+        if not covered if own else meta.unmerged:
+            return False
+        if other is None or other not in {one.node for one in self._links.candidates()}:
+            return False
+        shelf.lives.pop(sid, None)
+        self._out.forget(sid)
+        items: Items = dict.fromkeys(stored)
+        items.update(head_item(msgspec.structs.replace(meta, held=False)))
+        shelf.table.put(items)
+        self._out.want(other, sid, meta.epoch)
+        return True
 
     # --- time ---
 

@@ -23,6 +23,7 @@ from roostd.node.spendrows import (
     LedgerRow,
     ReservationRow,
     ledger_key,
+    lost_with,
     open_row,
     read_answer,
     reservation_key,
@@ -223,6 +224,18 @@ class Accounts:
     def _freed(self, quota: Quota) -> None:
         quota.used_ms = self._now_ms()
         self.active[quota.key] = quota
+
+    def again(self, row_key: bytes) -> Rows | None:
+        """What to put in the place of a stored row that was lost to damage, as memory has it; a
+        grant that memory does not have counts as spent. None: it is none of these rows."""
+        kind, name = row_key[:1], row_key[1:]
+        if kind == b"l" and name in self._quotas:
+            quota = self._quotas[name]
+            return self._ledger_rows(quota, quota.ledger.spent)
+        row = self.reservations.get(name.decode(errors="replace")) if kind == b"v" else None
+        if row is not None:
+            return _reservation_rows(name.decode(), row)
+        return {row_key: None} if lost_with(row_key) is not None else None
 
     def evict(self) -> None:
         """Keep a bounded number of quotas that hold nothing; their records are in the store."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import lmdb
@@ -45,6 +45,9 @@ class Mending:
         self._replica = replica
         self._schedule = schedule
         self._now_ms = now_ms
+        replica.lacking(store.mender.lacking)
+        self.replace: Callable[[int, bytes], Awaitable[bool]] | None = None
+        """Puts something in the place of a pair (kind, key) that the log does not hold."""
         self._refused = 0
         self._buckets: frozenset[int] = frozenset()
         self._begin(frozenset())
@@ -63,6 +66,9 @@ class Mending:
             "damaged": self._store.corrupt_rows,
             "suspect_buckets": len(self._store.suspects.buckets),
             "damage": self._store.mender.problem,
+            "mended_buckets": self._store.suspects.mended_buckets,
+            "damaged_pairs": len(self._store.mender.lost.gone),
+            "mended_pairs": self._store.mender.lost.mended,
             "erasing": len(self._store.erasing.waiting),
             "erasing_problem": self._store.erasing.problem,
         }
@@ -80,6 +86,7 @@ class Mending:
         while True:
             try:
                 pause_ms = self.tick()
+                await self._replace_pair()
             except (CorruptData, lmdb.Error) as error:
                 log.error("mending goes on later: %s", error)  # noqa: TRY400 - it is in the text
                 pause_ms = 4 * TICK_MS
@@ -90,6 +97,8 @@ class Mending:
         store = self._store
         store.look_after()
         self._say()
+        if self._mend_pairs():
+            return STEP_MS
         buckets = store.suspects.buckets
         if buckets != self._buckets:
             self._begin(buckets)
@@ -103,6 +112,30 @@ class Mending:
         else:
             return STEP_MS
         return TICK_MS
+
+    def _mend_pairs(self) -> bool:
+        """A step with the pairs that are damaged; whether there is more to do at once."""
+        lost = self._store.mender.lost
+        try:
+            if lost.seeking:
+                return lost.step(self._store.put)
+            lost.look()
+        except RoostError as error:
+            log.warning("damaged entries are mended later: %s", error)
+        return False
+
+    async def _replace_pair(self) -> None:
+        """Have something put in the place of the pair that was looked at last."""
+        lost = self._store.mender.lost
+        pair = next(reversed(lost.gone), None)
+        if pair is None or lost.seeking or self.replace is None:
+            return
+        try:
+            if await self.replace(*pair):
+                lost.mended += 1
+                log.warning("the damaged entry %r of kind %d was replaced", pair[1], pair[0])
+        except RoostError as error:
+            log.info("the damaged entry %r is replaced later: %s", pair[1], error)
 
     def _read_log(self) -> bool:
         """The next step through the log; whether that is done, and not enough."""

@@ -33,6 +33,7 @@ from roostd.node.identity import Identity
 from roostd.node.issuers import KEYS_OF, Issuers
 from roostd.node.keys import Keys
 from roostd.node.linear import Linear
+from roostd.node.lostrows import LostRows, forget
 from roostd.node.mending import Mending
 from roostd.node.neighbours import Links
 from roostd.node.quotas import Quotas
@@ -87,6 +88,7 @@ class Node:
             now_ms=self.now_ms(),
             random_bytes=os.urandom,
             policies_blob=self.policies.text.encode(),
+            forget=forget,
         )
         self.identity = Identity(self.store, config.node.id, self._new_actor)
         self.identity.say_recovery()
@@ -286,6 +288,9 @@ class Node:
         for method, handler in self.sessions.methods().items():
             self.rpc.register(method, handler)
         self.groups.after_each(self.sessions.delivery.after_flush)
+        stream = self.sessions.stream
+        lost = LostRows(self.store, self.shelf, stream, self._forward, self.quotas.again)
+        self.mending.replace = lost.replace
 
     async def stop(self) -> None:
         """Give back what can be given back, close links and the store."""
@@ -380,21 +385,6 @@ class Node:
         """GET /v1/cluster."""
         store = self.store
         _, root = store.digest(self.now_ms())
-        links = [
-            {
-                "peer": link.peer,
-                "region": link.region,
-                "state": link.state,
-                "mode": link.mode,
-                "rtt_ms": link.rtt_ms,
-                "lag_ms": link.lag_ms,
-                "lag_records": link.lag_records,
-                "received": link.received,
-                "duplicates": link.duplicates,
-                "last_error": link.last_error or None,
-            }
-            for link in self.gossip.links()
-        ]
         return {
             "node": self.config.node.id,
             "region": self.config.node.region,
@@ -403,7 +393,7 @@ class Node:
             "converged": self.gossip.converged(),
             "digest": root,
             "version_vector": {f"{actor:016x}": hlc for actor, hlc in sorted(store.vv.items())},
-            "links": links,
+            "links": [link.shown() for link in self.gossip.links()],
             "members": self.membership.listed(),
             "consensus": self.consensus.status().as_dict(),
             "store": {

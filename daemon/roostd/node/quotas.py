@@ -139,6 +139,10 @@ class Quotas:
         if ticking:
             self._ticking = asyncio.create_task(self._tick_for_ever())
 
+    def again(self, row_key: bytes) -> Mapping[bytes, bytes | None] | None:
+        """What to put in the place of a row of `spends` that was lost to damage."""
+        return self._accounts.again(row_key)
+
     async def stop(self, *, deadline_ms: int | None = None) -> int:
         """Refuse new work, return what is unspent, send what is pending; how much is left to do.
 

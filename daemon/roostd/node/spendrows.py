@@ -24,6 +24,7 @@ __all__ = [
     "LedgerRow",
     "ReservationRow",
     "ledger_key",
+    "lost_with",
     "open_row",
     "read_answer",
     "reservation_key",
@@ -70,6 +71,22 @@ def ledger_key(quota: bytes) -> bytes:
 
 def reservation_key(reservation: str) -> bytes:
     return b"v" + reservation.encode()
+
+
+def lost_with(row_key: bytes) -> tuple[bytes, ...] | None:
+    """What has to go with a stored row that was lost to damage, by prefixes, so that nothing can be
+    spent twice; None: it may not go.
+
+    Without its record a grant counts as spent: consensus has debited it whole. What a reservation
+    held is of an unknown grant, so all of them go. Without its request id a retry spends again.
+    """
+    match row_key[:1]:
+        case b"v":
+            return (b"l",)
+        case b"l" | b"i":
+            return ()
+        case _:
+            return None
 
 
 def seal_row(key: bytes, row: LedgerRow | ReservationRow) -> bytes:

@@ -140,7 +140,7 @@ class Applier:
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._stopping = False
+        self._stopping = self._scrubbing = False
         self._hurry = threading.Event()
         self.room = self._look()
         self._thread = threading.Thread(target=self._run, name="roost-apply", daemon=True)
@@ -161,10 +161,13 @@ class Applier:
         if not self._wake.is_set():
             self._wake.set()
 
-    def scrub_now(self) -> None:
-        """A read met damage."""
-        self._scrub.hurry()
+    def scrub_now(self) -> int:
+        """A read met damage: how many passes there will have been once it is surely found."""
+        with self._lock:
+            self._scrub.hurry()
+            passes = self.scrub_passes + (2 if self._scrubbing else 1)
         self._wake.set()
+        return passes
 
     def mended(self, buckets: frozenset[int]) -> None:
         """The index holds again what these suspect buckets lacked."""
@@ -249,10 +252,14 @@ class Applier:
                 self.suspects.mended_buckets += len(self._mended.popleft())
                 self.suspects.buckets = left
             if not self._scrub.wait_s():
+                with self._lock:
+                    self._scrubbing = True
                 found = self._scrub.step()
                 if found is not None:
                     self._end_pass(judge(found, self._buckets, self._hours))
-                    self.scrub_passes += 1
+                    with self._lock:
+                        self.scrub_passes += 1
+                        self._scrubbing = False
         except lmdb.Error as exc:  # CorruptData ends this thread: writes would do more damage
             self.scrub_problem = f"damage in the index was found and could not be mended: {exc}"
 

@@ -23,9 +23,10 @@ from roost_crdt import digest, logformat
 from roost_crdt.errors import BadRequest, CorruptData
 from roost_crdt.logformat import Entry
 from roost_crdt.rows.layout import unseal
-from roostd.index import META_OWN, Index
+from roostd.index import Index
 from roostd.log import Log
 from roostd.logrecovery import Position
+from roostd.sealing import META_OWN
 from roostd.store.backupformat import (
     CHAIN_START,
     END,

@@ -16,8 +16,9 @@ from roost_crdt.logformat import Group, Secret
 from roost_crdt.record import RowOp, decode_rows
 from roost_crdt.rows.layout import unseal
 from roostd import pages, segments
-from roostd.index import KIND_NAMES, SCHEMA, Index
+from roostd.index import SCHEMA, Index
 from roostd.logrecovery import recover
+from roostd.sealing import KIND_NAMES
 from roostd.segments import Segment
 from roostd.store import identity, suspects
 from roostd.store.checksessions import check_sessions

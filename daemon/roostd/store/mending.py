@@ -20,16 +20,23 @@ from roost_crdt.record import RowOp, decode_record, decode_rows
 from roost_crdt.rows import encode_row
 from roost_crdt.rows.layout import Part, Row
 from roostd.log import Log
-from roostd.logrecovery import Position
+from roostd.logrecovery import REPAIR, Position
+from roostd.sealing import KIND_NAMES
 from roostd.store.applier import Applier
+from roostd.store.lostpairs import LostPairs
+from roostd.store.reads import names as names_of
 from roostd.store.replay import decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
-from roostd.store.state import State, joined
+from roostd.store.state import KEY_VALUE_KINDS, State, joined
+from roostd.store.suspects import ALL
 
 _READ_BYTES = 64 << 10
 _WRITE_ROWS = 200
 _WRITE_BYTES = 512 << 10
 
+Forget = Callable[[int, bytes], Sequence[bytes] | None]
+"""Kind and key of a pair that is lost: what else of its kind has to go with it, by prefixes; None:
+it has to stay, refused by name."""
 Accept = Callable[[Sequence[RowOp], Mapping[int, int]], None]
 
 
@@ -45,18 +52,58 @@ class Mender:
         self._state = state
         self._applier = applier
         self._accept = accept
+        self.lost = LostPairs(log, state)
         self._limits = limits
+        self._passes = 0
+
+    def lacking(self) -> frozenset[int]:
+        """The buckets that lack rows; all while it is looked for what a read has met."""
+        self.look()
+        return ALL if self._passes > self._applier.scrub_passes else self._applier.suspects.buckets
 
     @property
     def problem(self) -> str:
         """What a scrub found and could not mend; "" if all is well."""
-        return self._applier.scrub_problem
+        if self._applier.scrub_problem or not self.lost.gone:
+            return self._applier.scrub_problem
+        kind, key = next(iter(self.lost.gone))
+        return (
+            f"{len(self.lost.gone)} damaged entries are not in the log, and refused: "
+            f"{KIND_NAMES[kind].decode()} {key!r}; {REPAIR}"
+        )
+
+    def take_note(self, scrubbed: Scrubbed) -> None:
+        """A scrub has found something wrong."""
+        self.scrubbed.append(scrubbed)
+        self.lost.scrubbed(scrubbed.lost)
+
+    def mend_pairs(self, forget: Forget) -> None:
+        """Look at the pairs of an index that is small enough before anybody reads them: damaged
+        ones are put again from the log, or removed as `forget` says."""
+        index, lost = self._state.index, self.lost
+        if index.data_file.stat().st_size > self._limits.start_check_bytes:
+            return
+        for kind in KEY_VALUE_KINDS:
+            for key in index.damaged_pairs(kind)[0]:
+                self._state.met(kind, key)
+        while lost.step(lambda kind, items: index.write((), {kind: sorted(items.items())})):
+            pass
+        for kind, key in list(lost.gone):
+            others = forget(kind, key)
+            if others is not None:
+                names = {
+                    key,
+                    *(n for prefix in others for n in names_of(self._state, kind, prefix)),
+                }
+                index.write((), {kind: [(name, None) for name in sorted(names)]})
+                del lost.gone[kind, key]
+                lost.forgotten += 1
 
     def look(self) -> None:
         """Where a read has met damage, have it looked for."""
         if self._state.damage_seen:
             self._state.damage_seen = 0
-            self._applier.scrub_now()
+            self._passes = self._applier.scrub_now()
 
     def log_rows(self) -> LogRows:
         """What the log holds of the suspect buckets, to be put in again in steps."""

@@ -21,7 +21,8 @@ from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
-from roostd.store.remaking import remake_if_damaged, renew_if_erased
+from roostd.store.remaking import recompute_sums, remake_if_damaged, renew_if_erased
+from roostd.store.sums import load_digest
 from roostd.store.upgrading import upgrade
 
 _SEGMENT_BYTES_MIN = 64 * 1024
@@ -44,6 +45,8 @@ class Recovery:
     """Pairs that were brought to this release's schema."""
     remade: str = ""
     """What was done about damaged pages of the index."""
+    sums_recomputed: bool = False
+    """Whether the sums of the digest were damaged; they are those of the rows now."""
     renewed: bool = False
     """Whether the index was put together anew, as sessions had been erased from it."""
 
@@ -127,6 +130,7 @@ def _open_locked(
         recovery.upgraded_pairs = upgrade(index)
         store_id, actor = _identify(path, index, store_id, random_bytes, recovery)
         applied, vv = applied_of(path, index)
+        recovery.sums_recomputed = _check_sums(index)
         log = Log(
             log_path,
             segment_bytes=segment_bytes(size_max),
@@ -141,6 +145,16 @@ def _open_locked(
     recovery.torn_bytes = log.recovered.torn_bytes
     recovery.torn_at = log.recovered.torn_at
     return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery)
+
+
+def _check_sums(index: Index) -> bool:
+    """Whether the sums of the digest were damaged, and computed from the rows anew."""
+    try:
+        load_digest(index)
+    except CorruptData:
+        recompute_sums(index)
+        return True
+    return False
 
 
 def _create_index(path: Path, size_max: int, random_bytes: Callable[[int], bytes]) -> None:

@@ -16,22 +16,49 @@ from roost_crdt.rows import encode_row
 from roost_crdt.rows.layout import RESERVED, row_key, unseal
 from roost_crdt.values import exists
 from roostd.logrecovery import REPAIR
+from roostd.sealing import DamagedPair
 from roostd.store.state import State
 
 _SCAN_ROWS_MAX = 4_096
+_SCAN_BYTES_MAX = 1 << 20
 _FIRST_KEY = bytes([RESERVED[0] + 1])
 """Listings begin behind the cluster's own keys."""
+
+
+def pair(state: State, kind: int, key: bytes) -> bytes | None:
+    """One value of a kind's database. DamagedPair, which is noted."""
+    entry = state.overlay[kind].get(key)
+    if entry is not None:
+        return entry[1]
+    try:
+        return state.index.get(kind, key)
+    except DamagedPair as exc:
+        state.met(exc.kind, exc.key)
+        raise
 
 
 def pairs(
     state: State, kind: int, prefix: bytes, after: bytes, limit: int
 ) -> list[tuple[bytes, bytes]]:
-    """Up to `limit` pairs of a kind, in key order, with `prefix` and above `after`."""
+    """Up to `limit` pairs of a kind, in key order, with `prefix` and above `after`.
+
+    DamagedPair, which is noted.
+    """
+    try:
+        return _pairs(state, kind, prefix, after, limit)
+    except DamagedPair as exc:
+        state.met(exc.kind, exc.key)
+        raise
+
+
+def _pairs(
+    state: State, kind: int, prefix: bytes, after: bytes, limit: int
+) -> list[tuple[bytes, bytes]]:
     overlay = state.overlay[kind]
     newer = sorted(key for key in overlay if key > after and key.startswith(prefix))
     found: list[tuple[bytes, bytes]] = []
     while True:
-        page = state.index.scan(kind, prefix, after, limit)
+        page = state.index.scan(kind, prefix, after, limit, overlay)
         last = page[-1][0] if len(page) == limit else None
         merged: dict[bytes, bytes | None] = dict(page)
         for key in newer:
@@ -48,12 +75,23 @@ def pairs(
         after = last
 
 
-def all_names(state: State, kind: int, prefix: bytes) -> Iterator[bytes]:
-    """The keys of all pairs of a kind with `prefix`, in order."""
-    after = b""
-    while page := pairs(state, kind, prefix, after, _SCAN_ROWS_MAX):
-        yield from (key for key, _ in page)
-        after = page[-1][0]
+def names(state: State, kind: int, prefix: bytes) -> list[bytes]:
+    """The keys of all pairs of a kind with `prefix`, in order, also of damaged ones."""
+    found: set[bytes] = set()
+    start, complete = prefix, False
+    while not complete:
+        page, complete = state.index.stored_after(kind, start, _SCAN_ROWS_MAX, _SCAN_BYTES_MAX)
+        here = [key for key, _ in page if key.startswith(prefix)]
+        found.update(here)
+        if page:
+            start = page[-1][0] + b"\0"
+        complete = complete or len(here) < len(page)
+    for key, (_, value) in state.overlay[kind].items():
+        if value is None:
+            found.discard(key)
+        elif key.startswith(prefix):
+            found.add(key)
+    return sorted(found)
 
 
 def live_keys(state: State, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
@@ -110,6 +148,7 @@ def rows_after(state: State, after: bytes, bytes_max: int) -> list[RowOp]:
             merged[name] = RowOp(name, *unseal(name, sealed))
         except CorruptData:
             state.corrupt_rows += 1
+            state.damage_seen += 1
     last = stored[-1][0] if not complete else None
     return _with_pinned(state, merged, after, last, bytes_max)
 

@@ -16,11 +16,13 @@ from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import split_row_key, unseal
 from roostd import pages, segments
-from roostd.index import KIND_NAMES, PLAIN_META, Index, sealed_pairs
+from roostd.index import Index
+from roostd.sealing import KIND_NAMES, PLAIN_META, sealed_pairs
 from roostd.store import suspects
 from roostd.store.identity import surroundings
+from roostd.store.reads import names
 from roostd.store.state import State
-from roostd.store.sums import digest_pairs, load_digest
+from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs, load_digest
 
 SALVAGED = "index.salvaged"
 ERASED = b"erased"
@@ -179,6 +181,15 @@ def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
         for hour, amount in part.hours.items():
             hours[hour] = (hours.get(hour, 0) + amount) % digest.MODULUS
     return buckets, {hour: amount for hour, amount in hours.items() if amount}
+
+
+def recompute_sums(index: Index) -> None:
+    """Put sums computed from the rows in the place of damaged ones. CorruptData if the rows cannot
+    be read in order."""
+    state = State(index, {}, 0, 0)
+    old = [n for p in (BUCKET_PREFIX, HOUR_PREFIX) for n in names(state, logformat.KIND_META, p)]
+    stored = {**dict.fromkeys(old), **dict(digest_pairs(*digest_of(index)))}
+    index.write((), {logformat.KIND_META: sorted(stored.items())})
 
 
 def carry(

@@ -23,7 +23,8 @@ from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Entry, Group, Secret
 from roostd import segments
-from roostd.index import KIND_NAMES, SCHEMA, Index, u64
+from roostd.index import SCHEMA, Index, u64
+from roostd.sealing import KIND_NAMES
 from roostd.store import identity, suspects
 from roostd.store.applier import sealed_row
 from roostd.store.checking import (

@@ -19,7 +19,8 @@ from roost_crdt import digest
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import Rows, unseal
-from roostd.index import KIND_NAMES, Index
+from roostd.index import Index
+from roostd.sealing import KIND_NAMES
 from roostd.store.suspects import ALL
 
 CHUNK_ROWS = 500
@@ -27,6 +28,7 @@ CHUNK_BYTES = 128 << 10
 QUIET_ROWS = 200
 """More than a page has."""
 _NAMED_MAX = 20
+_LOST_MAX = 1_000
 _HURRY_PAUSE_S = 5.0
 
 
@@ -41,6 +43,8 @@ class Pass:
     """Name of each damaged row -> the name from which on it was found."""
     pairs: list[str] = field(default_factory=list)
     """Damaged pairs, by name."""
+    lost: list[tuple[int, bytes]] = field(default_factory=list)
+    """The same by kind and key."""
     structure: str = ""
     """What is wrong with the order of names or the pages."""
 
@@ -56,6 +60,7 @@ class Scrubbed:
     lacking: frozenset[int]
     """Buckets that lack rows."""
     pairs: list[str]
+    lost: list[tuple[int, bytes]]
     structure: str
     buckets: list[int]
     hours: dict[int, int]
@@ -67,7 +72,7 @@ class Scrubbed:
     @property
     def problem(self) -> str:
         """What cannot be mended while the index is open."""
-        return self.structure or next(iter(self.pairs), "")
+        return self.structure
 
 
 def judge(found: Pass, buckets: list[int], hours: dict[int, int]) -> Scrubbed:
@@ -83,6 +88,7 @@ def judge(found: Pass, buckets: list[int], hours: dict[int, int]) -> Scrubbed:
         len(differing),
         ALL if everywhere else frozenset(differing | named),
         found.pairs,
+        found.lost,
         found.structure,
         summed,
         {**dict.fromkeys(hours, 0), **due},
@@ -109,14 +115,16 @@ class Scrub:
         self._pass: Pass | None = None
         self._steps: Iterator[int] | None = None
         self._upto = b""
-        self._hurry = False
+        self._hurry = self._again = False
 
     def wait_s(self) -> float:
         """How long until the next step."""
         return max(0.0, self._due - self._now())
 
     def hurry(self) -> None:
-        """A read met damage: begin a pass soon, or go on without pauses. From any thread."""
+        """A read met damage: begin a pass soon, or go on without pauses and begin another one, as
+        the damage may lie behind. From any thread."""
+        self._again = self._again or self._pass is not None
         self._due, self._hurry = max(self._now(), self._ended + _HURRY_PAUSE_S), True
 
     @property
@@ -148,9 +156,9 @@ class Scrub:
             self._due = self._now() + (0 if quick else size / self._bytes_per_s)
             return None
         self._pass = self._steps = None
-        self._hurry = False
+        self._hurry, self._again = self._again, False
         self._ended = self._now()
-        self._due = self._ended + self._pause_s
+        self._due = self._ended + (_HURRY_PAUSE_S if self._hurry else self._pause_s)
         return found
 
     def _sum(self, key: bytes, change: digest.Contribution, sign: int = 1) -> None:
@@ -215,5 +223,7 @@ class Scrub:
                 except CorruptData as exc:
                     if len(found.pairs) < _NAMED_MAX:
                         found.pairs.append(str(exc))
+                    if len(found.lost) < _LOST_MAX:
+                        found.lost.append((kind, key))
                 start = key + b"\0"
             yield sum(len(key) + len(stored) for key, stored in page)

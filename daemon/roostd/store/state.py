@@ -24,8 +24,9 @@ from roost_crdt.rows import (
     row_hlc,
 )
 from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
-from roostd.index import META_OWN, Index
+from roostd.index import Index
 from roostd.logrecovery import REPAIR
+from roostd.sealing import META_OWN
 from roostd.store.applier import Batch
 from roostd.store.memory import KEY_BYTES, ROW_BYTES, KeyRows, RowMemory, row_bytes
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX
@@ -43,6 +44,7 @@ _ITEM_BYTES = 200
 _ITEM_KEY_BYTES_MAX = 511
 _RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
 _QUARANTINED_MAX = 1_000
+_DAMAGED_PAIRS_MAX = 1_000
 
 
 class State:
@@ -65,7 +67,15 @@ class State:
         self.corrupt_rows = 0
         self.damage_seen = 0
         """Reads that met damage: a scrub is to find what it is."""
+        self.damaged_pairs: dict[tuple[int, bytes], None] = {}
+        """(kind, key) of pairs whose checksum failed when they were read, at most 1,000."""
         self._overlay_bytes = 0
+
+    def met(self, kind: int, key: bytes) -> None:
+        """A read came upon a damaged pair."""
+        self.damage_seen += 1
+        if len(self.damaged_pairs) < _DAMAGED_PAIRS_MAX:
+            self.damaged_pairs[kind, key] = None
 
     @property
     def pinned_bytes(self) -> int:
@@ -249,6 +259,19 @@ class State:
                 if entry is not None and entry[0] <= batch.seq:
                     self._overlay_bytes -= _item_bytes(key, entry[1])
                     del overlay[key]
+
+
+def encoded_ops(ops: Sequence[tuple[bytes, int, Delta]]) -> tuple[list[RowOp], int]:
+    """The rows of `(key, type, delta)` as they are stored, and their bytes."""
+    found: list[RowOp] = []
+    size = 0
+    for key, type_code, delta in ops:
+        prefix = key + b"\0"
+        for part, row in delta.items():
+            op = RowOp(prefix + part, type_code, encode_row(type_code, part, row))
+            found.append(op)
+            size += len(op[0]) + len(op[2])
+    return found, size
 
 
 def joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:

@@ -26,7 +26,7 @@ from roost_crdt.record import (
     encode_record,
     record_hash,
 )
-from roost_crdt.rows import Delta, encode_row
+from roost_crdt.rows import Delta
 from roost_crdt.rows.layout import split_row_key
 from roostd.index import u64
 from roostd.log import StoreFailed
@@ -37,11 +37,11 @@ from roostd.store.backup import Page
 from roostd.store.erasing import PREFIX as ERASING
 from roostd.store.erasing import Erasing
 from roostd.store.memory import KeyRows
-from roostd.store.mending import Mender
+from roostd.store.mending import Forget, Mender
 from roostd.store.opening import Opened, Recovery, new_actor, open_parts
 from roostd.store.replay import replay
 from roostd.store.scrub import Scrubbed
-from roostd.store.state import State, check_items
+from roostd.store.state import State, check_items, encoded_ops
 from roostd.store.suspects import NAME as SUSPECT
 from roostd.store.suspects import Suspects
 
@@ -106,23 +106,26 @@ class Store:
         now_ms: int,
         random_bytes: Callable[[int], bytes],
         policies_blob: bytes | None = None,
+        forget: Forget = lambda kind, key: None,
     ) -> Store:
         """Open or create the store in directory `path` and recover it; see `recovery`.
 
         Raises StoreLocked (another daemon has it), CorruptData (damage; nothing was changed,
-        the text names place and remedy), ConfigError (written by another release).
+        the text names place and remedy), ConfigError (written by another release). `forget`: see
+        roostd.store.mending.
         """
         opened = open_parts(path, size_max, log_retention, limits, random_bytes)
         try:
             store = cls(opened, limits, size_max)
             store._replay()
+            store.mender.mend_pairs(forget)
         except BaseException:
             opened.log.close()
             opened.index.close()
             identity.unlock(opened.lock_fd)
             raise
         store._state.clock.observe(hlc_from_ms(now_ms))
-        store.erasing.load(reads.all_names(store._state, logformat.KIND_META, ERASING))
+        store.erasing.load(store.names(logformat.KIND_META, ERASING))
         store._applier.start()
         store._log.index_earlier()
         if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
@@ -161,14 +164,17 @@ class Store:
 
     def get(self, kind: int, key: bytes) -> bytes | None:
         """One value of a kind's database."""
-        entry = self._state.overlay[kind].get(key)
-        return self._index.get(kind, key) if entry is None else entry[1]
+        return reads.pair(self._state, kind, key)
 
     def scan(
         self, kind: int, prefix: bytes = b"", after: bytes = b"", limit: int = 1000
     ) -> list[tuple[bytes, bytes]]:
         """Up to `limit` pairs of a kind in key order, with `prefix` and above `after`."""
         return reads.pairs(self._state, kind, prefix, after, limit)
+
+    def names(self, kind: int, prefix: bytes) -> list[bytes]:
+        """The keys of all pairs of a kind with `prefix`, also of those that cannot be read."""
+        return reads.names(self._state, kind, prefix)
 
     def keys(self, prefix: bytes, after: bytes, limit: int, now_ms: int) -> list[bytes]:
         """Up to `limit` keys in order that have a value at `now_ms`; fewer: there are no more."""
@@ -294,14 +300,7 @@ class Store:
         held = state.vv.get(actor, 0)
         assert actor == self.actor
         assert hlc > held
-        row_ops: list[RowOp] = []
-        size = 0
-        for key, type_code, delta in ops:
-            prefix = key + b"\0"
-            for part, row in delta.items():
-                op = RowOp(prefix + part, type_code, encode_row(type_code, part, row))
-                row_ops.append(op)
-                size += len(op[0]) + len(op[2])
+        row_ops, size = encoded_ops(ops)
         assert row_ops, "a commit without rows: the caller skips what changes nothing"
         record = Record(actor, hlc, held, tuple(row_ops))
         raw = encode_record(record)
@@ -484,7 +483,7 @@ class Store:
             applied = done.popleft()
             if isinstance(applied, Scrubbed):
                 self._buckets, self._hours = applied.buckets, applied.hours
-                self.mender.scrubbed.append(applied)
+                self.mender.take_note(applied)
                 continue
             batch = applied.batch
             self._applied_vv.update(batch.vv)

@@ -14,8 +14,9 @@ import msgspec
 
 from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
-from roostd.index import KIND_NAMES, PLAIN_META, SCHEMA, Index, sealed_pairs, u64
+from roostd.index import SCHEMA, Index, u64
 from roostd.logrecovery import REPAIR
+from roostd.sealing import KIND_NAMES, PLAIN_META, sealed_pairs
 
 OLDEST = 1
 UPGRADING = b"upgrading"
