@@ -256,6 +256,11 @@ async def test_metrics(http: httpx.AsyncClient, node: Served) -> None:
         'roost_http_requests_total{method="GET",route="/livez",status="200"}',
         "roost_resp_connections ",
         "roost_store_seq",
+        "roost_store_suspect_buckets 0.0",
+        "roost_store_mended_buckets 0.0",
+        "roost_store_damaged_pairs 0.0",
+        "roost_store_damaged 0.0",
+        "roost_store_erasing 0.0",
     ):
         assert line in text, line
 

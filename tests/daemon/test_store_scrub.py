@@ -215,7 +215,7 @@ def test_a_page_that_is_wrong_ends_writing_and_the_next_start_mends_it(stores: S
     assert store.suspects.buckets >= {digest.bucket_of(b"k:0123")}
 
 
-def test_damaged_pairs_are_named(stores: Stores) -> None:
+def test_damaged_pairs_are_named_and_looked_for(stores: Stores) -> None:
     store = stores.open()
     store.put(KIND_SESSION, {b"a session": b"its row"})
     store.flush()
@@ -225,8 +225,14 @@ def test_damaged_pairs_are_named(stores: Stores) -> None:
     store = stores.open(limits=QUICK)
     scrubbed(store)
     until(lambda: store.mender.scrubbed, store)
-    assert "a session" in store.mender.problem
+    (found,) = store.mender.scrubbed
+    assert (len(found.pairs), found.lost) == (1, [(KIND_SESSION, b"a session")])
+    assert "a session" in found.pairs[0]
     assert store.suspects.buckets == frozenset()
+    assert store.mender.lost.seeking
+    while store.mender.lost.step(store.put):
+        pass
+    assert store.get(KIND_SESSION, b"a session") == b"its row"
 
 
 def change(store: Store, one: int, rng: random.Random) -> None:
