@@ -252,14 +252,12 @@ class Applier:
                 self.suspects.mended_buckets += len(self._mended.popleft())
                 self.suspects.buckets = left
             if not self._scrub.wait_s():
-                with self._lock:
-                    self._scrubbing = True
+                self._scrubbing = True
                 found = self._scrub.step()
                 if found is not None:
                     self._end_pass(judge(found, self._buckets, self._hours))
                     with self._lock:
-                        self.scrub_passes += 1
-                        self._scrubbing = False
+                        self.scrub_passes, self._scrubbing = self.scrub_passes + 1, False
         except lmdb.Error as exc:  # CorruptData ends this thread: writes would do more damage
             self.scrub_problem = f"damage in the index was found and could not be mended: {exc}"
 
