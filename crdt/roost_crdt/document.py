@@ -116,7 +116,6 @@ class Document:
                 self._doc.unobserve(subscription)
 
     # --- writing --------------------------------------------------------------------------------
-
     def write(
         self, entries: Mapping[str, bytes], fields: Mapping[str, bytes], *, bounded: bool = True
     ) -> bytes:
@@ -129,8 +128,7 @@ class Document:
         self._check_usable()
         assert self._entry_keys.isdisjoint(entries), "an entry is written once"
         if bounded:
-            added = sum(map(len, entries.values())) + sum(map(len, fields.values()))
-            self._make_room(added + sum(map(len, entries)) + sum(map(len, fields)))
+            self._make_room([*entries.items(), *fields.items()])
         if not entries and not fields:
             return b""
         start = self._clocks.get(self.client_id, 0)
@@ -396,9 +394,10 @@ class Document:
         if self.broken:
             raise CorruptData("this document was dropped after a fault; load it again")
 
-    def _make_room(self, added_bytes: int) -> None:
+    def _make_room(self, added: Sequence[tuple[str, bytes]]) -> None:
         """Raises TooLarge. The estimate is made exact before it refuses anything."""
-        bound = self._limits.session_bytes_max
+        bound, most = self._limits.session_bytes_max, self._limits.session_writes_max
+        added_bytes = sum(len(key) + len(value) for key, value in added)
         if self.size_bytes + added_bytes > bound and not self._size_exact:
             self.encode()
         if self.size_bytes + added_bytes > bound:
@@ -406,10 +405,11 @@ class Document:
                 f"a session of {self.size_bytes} bytes cannot take {added_bytes} more "
                 f"(bound {bound}); trim it with a summary or fork it"
             )
+        if sum(self._clocks.values()) + len(added) > most:
+            raise TooLarge(f"a session has at most {most} turns, calls and fields written; fork it")
 
     def _grow(self, update_bytes: int) -> None:
-        self.size_bytes += update_bytes
-        self._size_exact = False
+        self.size_bytes, self._size_exact = self.size_bytes + update_bytes, False
 
     def _entry(self, key: str) -> bytes:
         with self._guard:

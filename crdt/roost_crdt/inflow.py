@@ -16,6 +16,8 @@ from .record import Record, RowOp, decode_record
 from .rows import decode_row, row_hlc
 from .rows.layout import split_row_key
 
+DOC_BYTES_MAX = 2 << 20
+"""Rows of documents in one record: what a node writes of one, or of a page that it writes again."""
 REFUSED_PAUSE_MS = 2_000
 """How long nothing is taken after the store refused a write."""
 SNAPSHOT_STALL_MS = 5_000
@@ -233,7 +235,10 @@ class Inflow:
         """PeerError before anything is taken if one of them cannot be."""
         bytes_max = self._near.limits.body_bytes_max
         try:
-            records = [decode_record(raw, body_bytes_max=bytes_max) for raw in raws]
+            doc_max = min(bytes_max, DOC_BYTES_MAX)
+            records = [
+                decode_record(raw, body_bytes_max=bytes_max, doc_bytes_max=doc_max) for raw in raws
+            ]
         except CorruptData as error:
             raise PeerError(f"{peer.node} sent a record that cannot be read: {error}") from error
         if any(record.actor == self._near.actor for record in records):

@@ -22,11 +22,16 @@ class Limits:
 
     batch_ops_max: int = 1_000
     """Operations of one MULTI, put or drop."""
+    batch_rows_max: int = 4_000
+    """Rows that one MULTI changes, here and at once at each neighbour."""
+    batch_doc_bytes_max: int = 64 * KIB
+    """Rows of documents among them, if there are several documents."""
     page_keys_max: int = 1_000
     """Keys of one page of a listing or scan."""
 
-    frame_bytes: int = 1 * MIB
-    """A gossip frame is closed at about this size; `body_bytes_max` is the hard bound."""
+    frame_bytes: int = 128 * KIB
+    """A gossip frame is closed at about this size, and the loop does other work after it: some
+    3,000 of the smallest rows, 50 us each. `body_bytes_max` is the hard bound."""
     window_bytes: int = 4 * MIB
     """Bytes sent to a neighbour and not yet taken by its socket; above it sending stops."""
     heartbeat_ms: int = 250
@@ -72,8 +77,12 @@ class Limits:
 
     doc_bytes_max: int = 512 * KIB
     """A document key, all its updates; each write loads it whole."""
+    doc_structs_max: int = 20_000
+    """Changes in one update of a document key: reading so many takes 0.1 s."""
     session_bytes_max: int = 12 * MIB
     """One session document, encoded; it must fit into one frame."""
+    session_writes_max: int = 12_000
+    """Turns, calls and fields ever written in a session: loading so many takes 0.25 s."""
     documents_memory_bytes: int = 128 * MIB
     replica_cache_bytes: int = 64 * MIB
     """Read-through copies of sessions whose home is elsewhere."""

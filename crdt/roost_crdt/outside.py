@@ -22,7 +22,7 @@ from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.rows import Rows, doc
 from roost_crdt.rows.layout import TAG_DOC, hash_of
 from roost_crdt.yplaces import covers, runs_by_client
-from roost_crdt.ystructs import Structs, check_depth, read_structs
+from roost_crdt.ystructs import Structs, TooManyStructs, check_depth, read_structs
 from roost_crdt.yupdate import Range
 
 TYPE_BYTES_MAX = 16_000
@@ -52,10 +52,15 @@ def admit(
             f"(bound {limits.doc_bytes_max})"
         )
     try:
-        structs = read_structs(update)
+        structs = read_structs(update, limits.doc_structs_max)
         held = document.merge(updates)
         _check_nesting(structs, held, update)
         tried = document.rehearse(held, update)
+    except TooManyStructs as error:
+        raise TooLarge(
+            f"an update of a document has at most {limits.doc_structs_max} changes (structs); "
+            "send it in several"
+        ) from error
     except CorruptData as error:
         raise BadRequest(f"not a Yjs update (format v1) that can be taken: {error}") from error
     moved: set[int] = set()

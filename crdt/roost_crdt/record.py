@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from roost_crdt.errors import CorruptData
 from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.rows import Part, Row, StampReused, decode_row, encode_row, join_row, row_hlc
-from roost_crdt.rows.layout import split_row_key
+from roost_crdt.rows.layout import TYPE_DOC, split_row_key
 from roost_crdt.rows.wire import U64, SmallInt, decoder, encode
 
 HASH_BYTES: Final = 16
@@ -67,13 +67,20 @@ def encode_record(record: Record) -> bytes:
     return encode(record)
 
 
-def decode_record(raw: bytes, *, body_bytes_max: int = _BODY_BYTES_MAX) -> Record:
+def decode_record(
+    raw: bytes, *, body_bytes_max: int = _BODY_BYTES_MAX, doc_bytes_max: int = _BODY_BYTES_MAX
+) -> Record:
     """The record of foreign bytes; CorruptData unless all of it could be joined as it is."""
     if len(raw) > body_bytes_max:
         raise CorruptData(f"a record has {len(raw)} bytes; at most {body_bytes_max}")
     record: Record = _decode(raw)
     if record.prev_hlc >= record.hlc:
         raise CorruptData(f"a record's hlc {record.hlc} is not above {record.prev_hlc}")
+    documents = sum(len(op.body) for op in record.ops if op.type == TYPE_DOC)
+    if documents > doc_bytes_max:
+        raise CorruptData(
+            f"a record has {documents} bytes of rows of documents; at most {doc_bytes_max}"
+        )
     for decoded in decode_rows(record.ops, body_bytes_max=body_bytes_max):
         highest = row_hlc(decoded.type, decoded.part, decoded.row)
         if highest > record.hlc:

@@ -62,14 +62,21 @@ class Structs:
     """Whether a shared type stands anywhere but directly in a root type."""
 
 
-def read_structs(raw: bytes) -> Structs:
-    """Raises CorruptData for anything but one whole update."""
+class TooManyStructs(CorruptData):
+    """An update says that it has more structs than were asked for."""
+
+
+def read_structs(raw: bytes, count_max: int = CLOCK_MAX) -> Structs:
+    """Raises CorruptData for anything but one whole update, TooManyStructs before it is read."""
     reader = _Reader(raw)
     found = Structs()
     try:
         seen: set[int] = set()
         for _ in range(reader.varint()):
             count, client, clock = reader.varint(), reader.varint(), reader.varint()
+            count_max -= count
+            if count_max < 0:
+                raise TooManyStructs("the update has too many structs")
             if client in seen or client > CLIENT_MAX:
                 raise _odd(reader.at)
             seen.add(client)

@@ -24,6 +24,8 @@ from roost_crdt.errors import CorruptData
 CLIENT_MAX = (1 << 53) - 1
 CLOCK_MAX = (1 << 31) - 1
 """Yjs counts in 32 bits; half of it is far above any bounded document, and no sum can wrap."""
+STRUCTS_MAX = 100_000
+"""Several times what a session may have; reading so many takes 0.2 s."""
 ENTRIES = "e"
 FIELDS = "f"
 
@@ -87,8 +89,12 @@ def read_update(raw: bytes) -> Contents:
     try:
         blocks, at = _varint(raw, 0)
         seen: set[int] = set()
+        total = 0
         for _ in range(blocks):
             structs, at = _varint(raw, at)
+            total += structs
+            if total > STRUCTS_MAX:
+                raise CorruptData(f"an update of more than {STRUCTS_MAX} structs is not taken")
             client, at = _varint(raw, at)
             clock, at = _varint(raw, at)
             if client in seen or not structs or client > CLIENT_MAX:

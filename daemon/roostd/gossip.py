@@ -32,6 +32,7 @@ STEADY_MS = 30_000
 """A link that lasted this long starts its next reconnect from the shortest delay."""
 STOP_S = 1.0
 STATUSES_MAX = 1_000
+LONG_BYTES = 16 << 10
 
 _log = logging.getLogger("roostd.gossip")
 
@@ -350,6 +351,8 @@ class Gossip:
                     return
                 self.replica.receive(link.peer, data, self._now())
                 self.schedule()
+                if len(data) > LONG_BYTES:  # others may wait in the socket's buffer
+                    await asyncio.sleep(0)
         except ConnectionClosed as closed:
             self._lost(link, f"closed: {closed}")
         except PeerError as error:
@@ -404,8 +407,7 @@ class Gossip:
         delay_s = max(1, effects.wake_at_ms - wire.boot_ms()) / 1000
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(min(delay_s, 60.0), self._tick)
+        self._timer = asyncio.get_running_loop().call_later(min(delay_s, 60.0), self._tick)
 
     def _tick(self) -> None:
         now_ms = self._now()
@@ -417,8 +419,7 @@ class Gossip:
         if now_ms >= self._looked_ms + self._limits.heartbeat_ms:
             self._looked_ms = now_ms
             self.replica.chain = self._store.chain()
-            digest = self._store.digest()
-            if digest is not None:
+            if (digest := self._store.digest()) is not None:
                 self.replica.digested(*digest)
         self.replica.tick(now_ms)
         self._pump()

@@ -6,6 +6,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import replace
 
+import msgspec
 import pycrdt
 import pytest
 from hypothesis import example, given, settings
@@ -464,3 +465,14 @@ def test_a_document_that_is_let_go_frees_its_memory() -> None:
     finally:
         gc.enable()
     assert len(updates) == 3
+
+
+def test_a_session_has_a_bound_of_writes_too() -> None:
+    """Each of them takes its time when the session is loaded, however small it is."""
+    document = Document(5, replace(DEFAULT_LIMITS, session_writes_max=10))
+    field = msgspec.msgpack.encode([1, "eu", b"1", 5])
+    for _ in range(10):
+        document.write({}, {"policy\0field": field})
+    with pytest.raises(TooLarge, match="at most 10 turns, calls and fields written; fork it"):
+        document.write({}, {"policy\0field": field})
+    assert document.write({}, {"policy\0field": field}, bounded=False)

@@ -10,6 +10,8 @@ from roost_crdt.errors import PeerError
 from roost_crdt.inflow import REFUSED_PAUSE_MS, WANT_DEFER_MS
 from roost_crdt.neighbourhood import NO_WAKE_MS
 from roost_crdt.peer import Mode
+from roost_crdt.record import Record, RowOp, encode_record
+from roost_crdt.rows.layout import TYPE_DOC
 
 # -- records
 
@@ -385,3 +387,12 @@ def test_the_origin_itself_is_given_the_time_of_its_own_way() -> None:
     assert receiver.inflow.wake_ms() == receiver.now_ms + 200 + slack_ms
     assert receiver.wait(199 + slack_ms) == []
     assert receiver.wait(1) == [("a", f.Want(FAR, 0))]
+
+
+def test_a_record_with_too_much_of_documents_is_refused_before_it_is_read() -> None:
+    receiver = Receiver()
+    rows = [RowOp(b"doc:%d\0\x0b" % at, TYPE_DOC, bytes(1 << 20)) for at in range(3)]
+    record = encode_record(Record(FAR, 9, 8, tuple(rows)))
+    bound = r"3145728 bytes of rows of documents; at most 2097152"
+    with pytest.raises(PeerError, match=bound):
+        receiver.records("a", record)

@@ -177,3 +177,13 @@ def test_every_kind_of_content_is_taken() -> None:
     update = whole_update()
     rows = _written(update)
     assert read_structs(values.doc_update(rows, 0) or b"") == read_structs(update)
+
+
+def test_an_update_of_too_many_changes_is_refused_by_its_bound() -> None:
+    yjs: pycrdt.Doc[pycrdt.Array[int]] = pycrdt.Doc(client_id=7)
+    items = yjs.get("a", type=pycrdt.Array)
+    for number in range(30):
+        items.insert(0, number)
+    with pytest.raises(TooLarge, match=r"at most 29 changes \(structs\); send it in several"):
+        admit({}, yjs.get_update(), 1, ANN, Limits(doc_structs_max=29))
+    assert admit({}, yjs.get_update(), 1, ANN, Limits(doc_structs_max=30))

@@ -190,3 +190,16 @@ def test_what_is_read_is_safe_for_pycrdt(data: st.DataObject) -> None:
         assert all(found[key] == bytes(value) for key, value in entries.items())
     with suppress(CorruptData):
         assert all(count >= 0 for count in read_state_vector(bytes(raw)).values())
+
+
+def test_more_structs_than_any_session_has_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an update says of itself is enough: 12 MB of tiny ones would take seconds."""
+    yjs: pycrdt.Doc[Any] = pycrdt.Doc(client_id=5)
+    entries = yjs.get("e", type=pycrdt.Map)
+    with yjs.transaction():
+        for number in range(50):
+            entries[f"k{number}"] = b"v"
+    assert len(read_update(yjs.get_update()).entries) == 50
+    monkeypatch.setattr("roost_crdt.yupdate.STRUCTS_MAX", 49)
+    with pytest.raises(CorruptData, match="more than 49 structs"):
+        read_update(yjs.get_update())

@@ -66,6 +66,7 @@ class Keys:
         """Whether dead rows were ever dropped here."""
         self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
         self._batch_stamp: Stamp | None = None
+        self._batch_rows = 0
         self.check_standby: Callable[[bytes], None] = lambda key: None
         """Raises where a write that needs a standby's disk would find none."""
         self._batch_due = b""
@@ -343,6 +344,7 @@ class Keys:
             yield
             return
         self._batch, self._batch_stamp, self._batch_due = {}, None, b""
+        self._batch_rows = 0
         try:
             yield
             batch, stamp, due_key = self._batch, self._batch_stamp, self._batch_due
@@ -418,7 +420,15 @@ class Keys:
         _, _, earlier = self._batch.get(key, (0, rows, {}))
         self._batch[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})
         self._batch_stamp = stamp
+        self._batch_rows += len(delta)
         self._check_count(key, len(self._batch))
+        if self._batch_rows > self._limits.batch_rows_max:
+            raise TooLarge(
+                f"{_shown(key)}: with it one transaction changes more than "
+                f"{self._limits.batch_rows_max} rows (elements, fields, counts); split it"
+            )
+        if policy.type == "doc":
+            self._check_docs(key)
 
     def _check_value(self, key: bytes, leaf: Leaf) -> None:
         size = len(leaf)
@@ -427,6 +437,23 @@ class Keys:
                 f"{_shown(key)}: a value of {size} bytes is over limits.value_max "
                 f"({self._limits.value_bytes_max} bytes)",
                 limit=self._limits.value_bytes_max,
+            )
+
+    def _check_docs(self, key: bytes) -> None:
+        assert self._batch is not None
+        deltas = [delta for type_, _, delta in self._batch.values() if type_ == layout.TYPE_DOC]
+        size = sum(
+            len(update)
+            for delta in deltas
+            for part, row in delta.items()
+            if part[0] in (layout.TAG_DOC, layout.TAG_DOC_ERASURE)
+            for update in doc.updates_of(part, row)
+        )
+        if len(deltas) > 1 and size > self._limits.batch_doc_bytes_max:
+            raise TooLarge(
+                f"{_shown(key)}: with it one transaction writes {size} bytes of rows of "
+                f"{len(deltas)} documents; several together may have "
+                f"{self._limits.batch_doc_bytes_max}"
             )
 
     def _check_field(self, key: bytes, name: bytes) -> None:
