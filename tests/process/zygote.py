@@ -12,10 +12,14 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from roostd.cli.roostd import main
+from roostd.node import node
 
+LIMITS = "ROOST_TEST_LIMITS"
+"""Bounds (roost_crdt.limits) as JSON, in a daemon's environment."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -30,8 +34,15 @@ def start(config: str, log: str, environ: dict[str, str]) -> int:
         os.dup2(fd if target else nothing, target)
     os.environ.clear()
     os.environ.update(environ)
+    bound(json.loads(os.environ.pop(LIMITS, "{}")))
     main(["--config", config], prog_name="roostd")  # ends by sys.exit
     os._exit(99)
+
+
+def bound(limits: dict[str, Any]) -> None:
+    """Let the daemon have other bounds than every daemon has."""
+    real = node.limits_of
+    node.limits_of = lambda config: replace(real(config), **limits)
 
 
 def answer(asked: dict[str, Any]) -> int:

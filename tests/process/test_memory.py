@@ -1,0 +1,36 @@
+"""Memory stays bounded however much is stored: rows, and documents of sessions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roost_crdt.limits import MIB
+
+from . import memory_user as user
+
+
+@pytest.mark.timeout(120)
+def test_resident_memory_is_bounded(tmp_path: Path) -> None:
+    """A process with bounds of a few MiB stores 47 MiB of rows and 28 MiB of sessions."""
+    stored = user.KEYS * user.VALUE_BYTES
+    spoken = user.SESSIONS * user.TURNS * user.MESSAGE_BYTES
+    assert min(stored, spoken) > 27 * MIB
+    done = subprocess.run(
+        [sys.executable, user.__file__, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    grown = json.loads(done.stdout.splitlines()[-1])
+    print({name: f"{size / MIB:.1f} MiB" for name, size in grown.items()})
+    # The bounds are of estimates; decoded rows in Python and freed pages come on top.
+    bound = user.LIMITS["rows_memory_bytes"] + user.LIMITS["pinned_bytes_max"]
+    assert grown["rows"] < 1.75 * bound, grown
+    assert grown["sessions"] < 3 * user.LIMITS["documents_memory_bytes"], grown
