@@ -32,9 +32,6 @@ COVERED_BY = {
     "testing/sessions": {"test_sessions_oracle"},
     "testing/edits": {"test_ystructs", "test_rows_oracle"},
     "membership/storage": {"test_membership"},
-    "linear/transactions": {"test_linear_hosted"},
-    "linear/request_ids": {"test_linear_hosted"},
-    "linear/work": {"test_linear_cells", "test_linear_swaps"},
 }
 """Modules that are driven through another one, and the tests that drive them."""
 

@@ -36,6 +36,7 @@ from roost_crdt.home import (
     judge_update,
     may_take_over,
     succeed,
+    told_once,
 )
 
 HELD = Meta("s1", (2, "eu"), "us", n=3, chain=b"c" * 16, turn=3)
@@ -65,6 +66,11 @@ def test_a_head_that_is_none_is_corrupt() -> None:
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda f: type(f).__name__)
 def test_a_frame_is_read_as_it_was_written(frame: Frame) -> None:
     assert decode_frame(encode_frame(frame)) == frame
+
+
+def test_only_the_news_of_an_epoch_waits_for_no_answer() -> None:
+    """Any other frame is said again until it is answered; who missed this one is noted."""
+    assert [type(frame) for frame in FRAMES if told_once(encode_frame(frame))] == [Deposed]
 
 
 @given(st.binary(max_size=200))

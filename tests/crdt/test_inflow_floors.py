@@ -67,6 +67,16 @@ def test_who_is_behind_gives_way_to_who_was_removed(node: str) -> None:
     assert late.inflow.outdated(removed, frozenset({9}))[0]
 
 
+@pytest.mark.parametrize(("node", "reseeds"), [("a", True), ("z", False)])
+def test_of_two_that_removed_each_other_the_lower_name_keeps_what_it_holds(
+    node: str, reseeds: bool
+) -> None:
+    """Neither is behind what the other has collected; one of them has to begin."""
+    ours = receiver({OWN: 7}, {})
+    other = greeting(node, removed=(OWN,))
+    assert ours.inflow.outdated(other, frozenset({9}))[0] is reseeds
+
+
 def test_a_removed_actor_reseeds_be_it_up_to_date() -> None:
     ours = receiver({OWN: 7}, {})
     reseeds, text = ours.inflow.outdated(greeting(vv={9: 5, OWN: 7}), frozenset({9}))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linear_kit import Rows, hosted
 
-from roost_crdt.errors import BadRequest, CorruptData, TooLarge, Unavailable
+from roost_crdt.errors import BadRequest, CorruptData, TooLarge, Unavailable, UnknownOutcome
 from roost_crdt.limits import Limits
-from roost_crdt.linear.hosted import HISTORY_BYTES, Hosted
-from roost_crdt.linear.transactions import Compare, Item, Txn, seal, unseal
+from roost_crdt.linear.hosted import HISTORY_BYTES, Hosted, unknown
+from roost_crdt.linear.transactions import Compare, Item, Txn, seal
 
 
 def put(key: bytes, value: bytes | None, revision: int) -> Txn:
@@ -101,14 +101,46 @@ def test_what_is_too_large_or_damaged_is_refused_and_changes_nothing() -> None:
     assert host.items([b"other"]) == [None]
 
 
-def test_pages_read_everything_once() -> None:
+def test_a_transaction_that_only_compares_writes_nothing() -> None:
     rows = Rows()
-    rows.put({b"d%02d" % n: b"v" for n in range(7)})
-    assert [key for key, _ in rows.table().pages(b"d", 3)] == sorted(rows.held)
+    host = hosted(rows)
+    host.execute(put(b"k", b"1", 0), None, b"")
+    batches = len(rows.batches)
+    assert host.execute(Txn((Compare(b"k", 1),), ()), None, b"").ok
+    assert not host.execute(Txn((Compare(b"k", 2),), ()), None, b"").ok
+    assert len(rows.batches) == batches
 
 
-def test_a_sealed_row_is_of_its_key() -> None:
-    assert unseal(b"a", seal(b"a", b"body")) == b"body"
-    for key, stored in ((b"b", seal(b"a", b"body")), (b"a", b"abc"), (b"a", bytes(9))):
-        with pytest.raises(CorruptData):
-            unseal(key, stored)
+def test_an_id_whose_first_answer_is_damaged_may_have_been_applied() -> None:
+    """It was: to apply it again would be worse than to say so."""
+    rows = Rows()
+    host = hosted(rows)
+    host.execute(put(b"k", b"1", 0), b"r", b"first")
+    [answer] = [key for key in rows.held if key.startswith(b"qr")]
+    rows.held[answer] = rows.held[answer][:-1] + b"?"
+    held = dict(rows.held)
+    with pytest.raises(
+        UnknownOutcome, match=r"cannot be read: .*; the transaction may have"
+    ) as told:
+        host.execute(put(b"k", b"2", 1), b"r", b"second")
+    assert told.value.details["request_id"] == "r"
+    assert host.last_error is not None
+    assert rows.held == held
+    assert host.execute(put(b"k", b"2", 1), b"other", b"").ok
+
+
+@pytest.mark.parametrize("size", [0, 23, 25])
+def test_a_history_or_a_row_of_another_shape_is_refused(size: int) -> None:
+    rows = Rows()
+    host = hosted(rows)
+    rows.held[b"dk"] = seal(b"dk", bytes(7))
+    with pytest.raises(Unavailable, match="has another shape"):
+        host.items([b"k"])
+    rows.held[b"meta"] = seal(b"meta", bytes(size))
+    with pytest.raises(CorruptData, match="history of consensus has another shape"):
+        host.open()
+
+
+def test_what_may_have_been_applied_is_told_with_its_id() -> None:
+    assert unknown("no answer", b"\xff").details["request_id"] == "\ufffd"
+    assert unknown("no answer", None).details["request_id"] is None

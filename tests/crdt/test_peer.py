@@ -14,6 +14,7 @@ from roost_crdt.peer import (
     Mode,
     Peer,
     SnapshotIn,
+    SnapshotOut,
 )
 
 LIMITS = Limits(heartbeat_ms=250, window_bytes=1_000)
@@ -82,6 +83,7 @@ def test_what_it_holds_only_grows() -> None:
 def test_the_round_trip_time_leaves_out_what_the_peer_held() -> None:
     one = peer()
     assert one.want_after_ms() == 2 * RTT_GUESS_MS + LIMITS.want_slack_ms
+    assert one.one_way_ms() == RTT_GUESS_MS / 2
     first = one.heartbeat_sent(10_000)
     one.heartbeat_answered(first, held_ms=70, now_ms=10_100)
     assert one.rtt_ms == 30
@@ -89,6 +91,13 @@ def test_the_round_trip_time_leaves_out_what_the_peer_held() -> None:
     one.heartbeat_answered(second, held_ms=0, now_ms=10_360)
     assert one.rtt_ms == 30 * 7 / 8 + 110 / 8
     assert one.want_after_ms() == 2 * 40 + 60
+    assert one.one_way_ms() == 40 / 2
+
+
+def test_a_snapshot_that_begins_again_stands_for_what_it_stood_for() -> None:
+    out = SnapshotOut(3, {5: 9}, after=b"k", scanning=True)
+    out.begin()
+    assert out == SnapshotOut(3, {5: 9}, after=b"", scanning=False)
 
 
 def test_an_answer_to_no_heartbeat_changes_nothing() -> None:

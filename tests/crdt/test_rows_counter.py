@@ -68,6 +68,16 @@ def test_a_deleted_counter_begins_again_without_its_expiry() -> None:
     assert counter.value(rows, 200) == 1
 
 
+def test_ending_takes_away_what_was_seen_and_the_expiry_that_would_hide_the_next_life() -> None:
+    rows = _add(_add({}, 5, 1, A), 2, 2, B)
+    rows |= counter.expire(rows, (3, A), 100)
+    ended = {**rows, **counter.end(rows, (4, A))}
+    assert counter.value(ended, 0) is None
+    assert counter.value(_add(ended, 1, 5, B), 200) == 1
+    late = {**rows, **counter.add(rows, 3, (5, B), 99)}
+    assert counter.value(_join(ended, late), 200) == 3, "an increment that it did not see"
+
+
 def test_assigning_ends_the_expiry_unless_told_to_keep_it() -> None:
     rows = _add({}, 5, 1)
     rows |= counter.expire(rows, (2, A), 100)

@@ -7,8 +7,6 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from volatile_table import Disk
 
 from roost_crdt.errors import (
@@ -20,8 +18,8 @@ from roost_crdt.errors import (
     UnknownOutcome,
 )
 from roost_crdt.limits import Limits
-from roost_crdt.linear.request_ids import RequestIds, check_request_id
-from roostd.consensus.base import Compare, Disabled, Item, Outcome, Txn, seal, unseal
+from roost_crdt.linear.request_ids import RequestIds
+from roostd.consensus.base import Compare, Disabled, Item, Outcome, Txn
 from roostd.consensus.embedded import EmbeddedHost, EmbeddedRemote
 from roostd.consensus.witness import Witness
 
@@ -448,44 +446,3 @@ async def test_a_disabled_consensus_says_how_to_enable_it() -> None:
         none.check()
     assert none.status().as_dict() == {"backend": "none", "state": "off", "last_error": None}
     await none.stop()
-
-
-# --- parts ----------------------------------------------------------------------------------------
-
-
-@given(st.binary(min_size=1, max_size=40), st.binary(max_size=40), st.data())
-def test_a_sealed_row_notices_every_changed_byte(key: bytes, body: bytes, data: Any) -> None:
-    sealed = seal(key, body)
-    assert unseal(key, sealed) == body
-    at = data.draw(st.integers(0, len(sealed) - 1))
-    damaged = bytearray(sealed)
-    damaged[at] ^= data.draw(st.integers(1, 255))
-    for key_, stored in ((key, bytes(damaged)), (key + b"x", sealed), (key, sealed[:3])):
-        with pytest.raises(CorruptData):
-            unseal(key_, stored)
-
-
-@given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 5))
-def test_request_ids_keep_the_newest(requests: list[int], kept: int) -> None:
-    disk = Disk()
-    ids = RequestIds(disk.table(), b"i", kept)
-    order: list[int] = []
-    for n, request in enumerate(requests):
-        known = ids.find(b"%d" % request)
-        assert (known is not None) == (request in order)
-        if known is None:
-            disk.put(ids.remember(b"%d" % request, b"%d" % n))
-            order = [*order, request][-kept:]
-    assert len(disk.seen) == 2 * len(order) + bool(requests)
-
-
-@pytest.mark.parametrize("request_id", ["", "x" * 129, b"", "é" * 65])
-def test_request_ids_of_a_wrong_length_are_refused(request_id: str | bytes) -> None:
-    with pytest.raises(BadRequest):
-        check_request_id(request_id, Limits())
-
-
-def test_request_ids_may_be_text_bytes_or_none() -> None:
-    assert check_request_id("é", Limits()) == "é".encode()
-    assert check_request_id(b"\xff", Limits()) == b"\xff"
-    assert check_request_id(None, Limits()) is None
