@@ -22,7 +22,7 @@ from .answers import Lock
 from .endpoint import Endpoint, Way
 from .hosting import Surroundings
 from .linearizability import NEVER, Operation, Undecided, is_linearizable
-from .loop import Future, Lost
+from .loop import START_MS, Future, Lost
 from .node import Node
 
 CLIENTS = 6
@@ -55,6 +55,8 @@ class Account:
     operations: list[Operation] = field(default_factory=list)
     begun: int = 0
     unknown: int = 0
+    expiries: dict[Any, int] = field(default_factory=dict)
+    """Value -> the wall clock from which it is over. Values are put once."""
 
     @property
     def full(self) -> bool:
@@ -66,6 +68,10 @@ class Site:
 
     def __init__(self, node: Node, endpoint: Endpoint, random: Random) -> None:
         loop = node.world.loop
+        skew_ms = random.choice((0, 0, 300, -300, 3_000, -3_000))
+
+        def now_ms() -> int:
+            return node.wall_ms() + (0 if endpoint.healed else skew_ms)
 
         def clock_s() -> float:
             return loop.now_ms / 1000
@@ -74,7 +80,7 @@ class Site:
         self._clock_s = clock_s
         self._swaps = Swaps(
             Way(endpoint, node),
-            now_ms=node.wall_ms,
+            now_ms=now_ms,
             clock_s=clock_s,
             pause=lambda: loop.sleep(2 * random.random(), node.life),
             deadline_ms=DEADLINE_MS,
@@ -117,8 +123,8 @@ class Linear:
     async def _trouble(self, busy: Callable[[], bool]) -> None:
         while busy():
             await self._world.loop.sleep(self._random.uniform(400.0, 3_000.0), None)
-            self.endpoint.hurt(sorted(self._nodes))
-        self.endpoint.heal()
+            if busy():
+                self.endpoint.hurt(sorted(self._nodes))
 
     async def _client(self, busy: Callable[[], bool], pause_ms: float) -> None:
         while busy():
@@ -149,7 +155,13 @@ class Linear:
         self._requests += 1
         rule = random.choice(("", "", "nx", "xx"))
         value, previous = b"v%d" % self._requests, random.random() < 0.3
-        return Put(key, value, nx=rule == "nx", xx=rule == "xx", previous=previous)
+        expires_ms = 0
+        if random.random() < 0.2:
+            expires_ms = self._now_ms() + random.choice((200, 1_000, 4_000))
+        return Put(key, value, rule == "nx", rule == "xx", expires_ms, previous=previous)
+
+    def _now_ms(self) -> int:
+        return START_MS + int(self._world.loop.now_ms)
 
     # --- one operation
 
@@ -211,6 +223,11 @@ class Linear:
     ) -> None:
         step, name = step_of(command), type(command).__name__
         account.operations.append(Operation(called, returned, step, reply, name))
+        if isinstance(command, Put) and command.expires_ms:
+            account.expiries[command.value] = command.expires_ms
+            # Whoever finds it due makes it so for all: a write at an unknown time, or never.
+            expiry = expiry_of(command.value)
+            account.operations.append(Operation(called, NEVER, expiry, None, "expiry"))
 
     def _count(self, what: str) -> None:
         self._world.trace.count("linear", what)
@@ -238,9 +255,18 @@ class Linear:
             except Undecided:
                 self._count("undecided")
                 continue
+            last = account.operations[-1]
+            over_ms = account.expiries.get(last.answer.value) if last.name == "Get" else None
+            if over_ms is not None and over_ms <= START_MS + last.called:
+                problems.append(f"I6: {account.key.decode()} is read after its time")
             if not fits:
                 problems.append(f"I6: {account.key.decode()} has no order:\n{_shown(account)}")
         return problems
+
+
+def expiry_of(value: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """The end of what was put."""
+    return lambda held: (None if held == value else held, None)
 
 
 def step_of(command: Command) -> Callable[[Any], tuple[Any, Any]]:

@@ -216,9 +216,12 @@ class Run:
         return node
 
     def may_leave(self, name: str) -> bool:
-        """Whether the others reach each other without it, and no session or grant lives on it."""
+        """Whether the others reach each other without it, no session or grant lives on it, and
+        nobody reseeds for it (that one would wait until somebody removes it from the members)."""
         others = self.nodes.keys() - {name}
-        tied = self.plan.talkers or self.talks.sids or self.quotas is not None
+        begun = [self.nodes[other] for other in others if hasattr(self.nodes[other], "membership")]
+        needed = any(node.membership.reseeding.waits_for == name for node in begun)
+        tied = self.plan.talkers or self.talks.sids or self.quotas is not None or needed
         if len(others) < 2 or tied or name not in self.nodes:
             return False
         seen, new = set[str](), {min(others)}
@@ -317,6 +320,8 @@ class Run:
         self._busy = False
         self.trace.say(loop.now_ms, "--", "heal")
         faults.heal()
+        if self.linear is not None:
+            self.linear.endpoint.heal()
         heal_ms = self._quiesce(loop.now_ms)
         if not self.problems:
             self._check()

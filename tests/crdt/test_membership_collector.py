@@ -235,3 +235,22 @@ def test_a_row_that_changed_meanwhile_stays() -> None:
     run(work)
     assert row_key(b"x", b"\x02") in {op.row_key for op in store.scan_rows(b"", 1 << 20)}
     assert work.dropped == 0
+
+
+def test_it_waits_for_whom_a_member_has_still_to_meet() -> None:
+    """Behind ap there is one whom nobody here has heard of, and who wrote before the deletion."""
+    cluster = Cluster("us", "ap", "sa", lines=False)
+    cluster.cut(("us", "ap"))
+    cluster.neighbours("us", "ap")
+    cluster.neighbours("ap", "sa")
+    cluster.put("us", b"k", b"old")
+    cluster.wait(50)
+    cluster.put("sa", b"k", b"newer")
+    cluster.put("sa", b"k", None)
+    cluster.wait(8_000)
+    assert cluster.entered("sa") == {"ap", "sa"}, "nobody here has ever heard of us"
+    assert cluster["sa"].membership.collector.dropped == 0
+    cluster.heal()
+    cluster.until(cluster.same)
+    assert [cluster.shown(name, b"k") for name in ("us", "ap", "sa")] == [None, None, None]
+    cluster.until(lambda: cluster["sa"].membership.collector.dropped)

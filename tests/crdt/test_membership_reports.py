@@ -27,7 +27,12 @@ class Clock:
 
 
 def members(
-    store: Store, clock: Clock, *, limits: Limits = LIMITS, told: list[str] | None = None
+    store: Store,
+    clock: Clock,
+    *,
+    limits: Limits = LIMITS,
+    told: list[str] | None = None,
+    neighbours: tuple[str, ...] = (),
 ) -> tuple[Members, list[str]]:
     cuts: list[str] = []
     replica = Replica(
@@ -40,6 +45,7 @@ def members(
         committed=lambda record: None,
         now_ms=clock,
         boot_ms=clock,
+        neighbours=lambda: neighbours,
         limits=limits,
         cut=lambda node, why: cuts.append(f"{node}: {why}"),
         tell=([] if told is None else told).append,
@@ -67,6 +73,25 @@ def test_a_report_is_written_when_there_is_something_to_tell() -> None:
     tick(made, clock, 999)
     tick(made, clock, LIMITS.report_idle_ms)
     assert made.roster.nodes["me"].told_ms >= clock.ms - 1, "a sign of life"
+
+
+def test_who_has_still_to_meet_a_neighbour_says_so_by_holding_nothing() -> None:
+    store, clock = open_store(), Clock()
+    made, _ = members(store, clock, neighbours=("eu", "us"))
+    put(store, b"k", b"v")
+    wrote = store.vv[store.actor]
+    for name in ("eu", "us"):
+        tick(made, clock)
+        report = made.roster.nodes["me"]
+        assert (report.vv, report.wrote) == ({}, wrote)
+        tick(made, clock)
+        assert made.roster.nodes["me"] == report, "that is no news"
+        made.roster.nodes[name] = Member(name, 7, (), {}, 0)
+    tick(made, clock)
+    assert made.roster.nodes["me"].vv[store.actor] >= wrote
+    made._neighbours = lambda: ("eu", "us", "new")  # type: ignore[attr-defined]
+    tick(made, clock)
+    assert made.roster.nodes["me"].vv == {}, "what it said before holds no longer"
 
 
 def test_not_more_often_than_each_report_ms() -> None:

@@ -128,10 +128,13 @@ def test_without_the_log_rows_tell_what_they_can(monkeypatch: pytest.MonkeyPatch
 def test_a_second_trigger_before_it_has_joined_keeps_the_export() -> None:
     mine, peer = behind()
     work = reseeding(mine)
+    assert work.waits_for == ""
     work.trigger("peer", peer.vv, {})
     work.trigger("other", {}, {})
+    assert work.waits_for == "peer"
     while work.stage != "join":
         work.tick()
+    assert work.waits_for == "peer"
     mine.accept_rows(peer.scan_rows(b"", 1 << 20), {})
     work.trigger("peer", peer.vv, peer.vv)
     assert work.stage == "wipe"

@@ -43,6 +43,8 @@ IN_THE_DAEMON: dict[str, tuple[Patch, ...]] = {
 }
 
 TESTS: dict[str, str] = {
+    "who has still to meet a neighbour reports what it holds": "crdt/test_membership_collector.py::"
+    "test_it_waits_for_whom_a_member_has_still_to_meet",
     "a new actor goes on in the old epoch": "crdt/test_sessions_shelf.py::"
     "test_a_home_enters_a_new_epoch_before_another_actor_writes",
     "a new actor takes the next epoch": "crdt/test_sessions_copy.py::"

@@ -44,6 +44,15 @@ async def _cached(self: Any, work: Work, ends_s: float) -> Any:
 _attempts = Swaps.attempts
 
 
+def _unburied(self: Any, work: Work, items: Any) -> Any:
+    """What a reader finds due is over for that reader alone."""
+    run = _run(self, work, items)
+    return run._replace(puts={}) if work.reads else run
+
+
+_run = Swaps._run
+
+
 async def _no_change(self: Any, *arguments: Any, **more: Any) -> Any:
     """Who got no answer says that nothing was changed."""
     try:
@@ -68,6 +77,7 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "a linearizable read is served from a cache": ((Swaps, "attempts", _cached),),
     "a transaction compares no revisions": ((Hosted, "execute", _any_revision),),
     "consensus answers before the disk": ((Endpoint, "durable", _at_once),),
+    "an expiry is true for its reader alone": ((Swaps, "_run", _unburied),),
     "no answer is taken for no change": ((Way, "txn", _no_change),),
     "a transaction without a request id is sent again": ((Way, "_repeat", _always_again),),
 }
@@ -78,6 +88,7 @@ SEEDS: dict[str, int] = {
     "a linearizable read is served from a cache": 4,
     "a transaction compares no revisions": 8,
     "consensus answers before the disk": 8,
+    "an expiry is true for its reader alone": 8,
     "no answer is taken for no change": 4,
     "a transaction without a request id is sent again": 8,
 }

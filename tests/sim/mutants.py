@@ -16,6 +16,7 @@ from sim import linearmutants, quotamutants, sessionmutants
 
 from roost_crdt import inflow, outflow, peer, replica, rows
 from roost_crdt.hlc import Hlc
+from roost_crdt.membership import reports
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import TAG_ACTOR, TYPE_COUNTER
 from roost_sim import disk, log, node, store
@@ -102,6 +103,9 @@ ALL: dict[str, tuple[Patch, ...]] = {
     ),
     "what was replayed is not synced": ((log.Log, "_make_sure", _nothing),),
     "the clock does not follow what it sees": ((Hlc, "observe", _nothing),),
+    "who has still to meet a neighbour reports what it holds": (
+        (reports.Members, "_has_met_all", _always),
+    ),
     "nothing is announced": (
         (outflow.Outflow, "announce", _nothing),
         (outflow.Outflow, "announce_all", _nothing),

@@ -285,4 +285,6 @@ SEEDS: dict[str, int] = {
     "a turn does not look for its home after a wait": 55,
     "a reply does not wait for the disk": 2,
     "a turn does not look whether it was erased": 146,
+    "the newest step of a call stands": 12,
+    "a home that lost everything does not ask its standby": 34,
 }

@@ -48,6 +48,7 @@ class Membership:
             committed=committed,
             now_ms=now_ms,
             boot_ms=boot_ms,
+            neighbours=neighbours,
             limits=limits,
             cut=cut,
             tell=tell,

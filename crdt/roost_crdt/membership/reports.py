@@ -42,6 +42,7 @@ class Members:
         committed: Callable[[Record], None],
         now_ms: Callable[[], int],
         boot_ms: Callable[[], int],
+        neighbours: Callable[[], Iterable[str]],
         limits: Limits,
         cut: Callable[[str, str], None],
         tell: Callable[[str], None],
@@ -53,6 +54,7 @@ class Members:
         self._committed = committed
         self._now_ms = now_ms
         self._boot_ms = boot_ms
+        self._neighbours = neighbours
         self._limits = limits
         self._cut = cut
         self._tell = tell
@@ -124,18 +126,24 @@ class Members:
 
     def _report(self, now_ms: int) -> None:
         store, mine = self._store, self.roster.nodes.get(self.node)
-        vv = store.vv
+        # Who collects waits for all members, but knows of none whom this node has still to meet.
+        met = self._has_met_all()
+        vv = store.vv if met else {}
         if mine is not None and mine.actor == store.actor and mine.stamp[1] == store.actor:
             age_ms = now_ms - mine.told_ms
-            same = covers(mine.vv, self.roster.content(vv)) and age_ms < self._limits.report_idle_ms
-            if same or 0 <= age_ms < self._limits.report_ms:
+            same = covers(mine.vv, self.roster.content(vv)) and (met or not mine.vv)
+            recent = 0 <= age_ms < self._limits.report_ms
+            if recent or (same and age_ms < self._limits.report_idle_ms):
                 return
         retired: tuple[int, ...] = ()
         if mine is not None:
             before = (*mine.retired, mine.actor)
             retired = tuple(dict.fromkeys(a for a in before if a != store.actor))[-RETIRED_MAX:]
-        wrote = self.roster.content(vv).get(store.actor, 0)
+        wrote = self.roster.content(store.vv).get(store.actor, 0)
         self._write_member(Member(self.node, store.actor, retired, dict(vv), wrote))
+
+    def _has_met_all(self) -> bool:
+        return all(name in self.roster.nodes for name in self._neighbours())
 
     def _enter(self, greeting: Greeting) -> None:
         """Nobody joins unseen: collection has to wait for whoever may have written."""

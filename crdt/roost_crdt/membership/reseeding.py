@@ -106,6 +106,13 @@ class Reseeding:
             return self._marker.stage
         return "export" if self._trigger is not None else ""
 
+    @property
+    def waits_for(self) -> str:
+        """The neighbour whose rows take the place of those given up; "" if none do."""
+        if self._marker is not None:
+            return self._marker.peer
+        return "" if self._trigger is None else self._trigger[0]
+
     def trigger(self, peer: str, vv: Mapping[int, int], floor: Mapping[int, int]) -> None:
         """This node is behind `floor`, which `peer` has collected (or was removed); `vv` is what
         the peer holds."""
