@@ -129,11 +129,17 @@ class Site:
         outcome: Outcome = await Message(lambda: self.host.execute(txn, request_id, result))
         return outcome
 
-    def begin(self, *commands: Command, request: bytes | None = None) -> Task:
-        """Up to the first message."""
-        keys = list(dict.fromkeys(command.key for command in commands))
+    def begin(
+        self,
+        *commands: Command,
+        watched: dict[bytes, int] | None = None,
+        request: bytes | None = None,
+    ) -> Task:
+        """Up to the first message. `watched`: the revisions that keys must still have."""
+        watched = watched or {}
+        keys = list(dict.fromkeys([*(command.key for command in commands), *watched]))
         policies = {key: POLICIES.find(key) for key in keys}
-        work = Work(list(commands), keys, policies, {}, request)
+        work = Work(list(commands), keys, policies, watched, request)
         return Task(self.swaps.attempts(work, self.clock_s + self.deadline_ms / 1000))
 
 

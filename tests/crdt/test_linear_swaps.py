@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from linear_kit import LOST, Rows, Site, Task, hosted
 
 from roost_crdt.errors import BadRequest, Busy, Unavailable, UnknownOutcome
-from roost_crdt.linear.cells import Command, Delete, Get, Incr, Put, Reply
-from roost_crdt.linear.swaps import ATTEMPTS_MAX
+from roost_crdt.linear.cells import INT64_MAX, Command, Delete, Get, Incr, Put, Reply
+from roost_crdt.linear.swaps import ATTEMPTS_MAX, KNOWN_MAX
 from roost_sim.linear import step_of
 from roost_sim.linearizability import NEVER, Operation, is_linearizable
 
@@ -114,6 +114,89 @@ def test_a_due_expiry_is_true_for_all_before_it_is_answered() -> None:
     assert two.begin(Get(FLAG)).run() == [Reply(True, b"v")]
     assert one.begin(Get(FLAG)).run() == [Reply(False, None)]
     assert two.begin(Get(FLAG)).run() == [Reply(False, None)], "whatever its own clock says"
+
+
+def test_what_is_refused_is_refused_by_what_is_there_now() -> None:
+    one, two = sites(2)
+    one.begin(Put(HITS, INT64_MAX)).run()
+    with pytest.raises(BadRequest, match="overflows"):
+        one.begin(Incr(HITS, 1)).run()
+    two.begin(Put(HITS, 4)).run()
+    assert one.begin(Incr(HITS, 1)).run() == [Reply(True, 5)], "not by what was seen last"
+
+
+def test_a_retry_gets_the_first_answer_where_it_would_now_be_refused() -> None:
+    one, two = sites(2)
+    one.begin(Put(HITS, INT64_MAX - 1)).run()
+    assert one.begin(Incr(HITS, 1), request=b"r").run() == [Reply(True, INT64_MAX)]
+    assert two.begin(Incr(HITS, 1), request=b"r").run() == [Reply(True, INT64_MAX)]
+    with pytest.raises(BadRequest, match="overflows"):
+        two.begin(Incr(HITS, 1), request=b"other").run()
+
+
+def test_a_watched_key_that_has_changed_stops_the_transaction() -> None:
+    one, two = sites(2)
+    assert one.begin(Put(FLAG, b"v"), watched={HITS: 0}).run() == [Reply(True)]
+    two.begin(Incr(HITS, 1)).run()
+    for request in (None, b"r"):
+        assert one.begin(Put(FLAG, b"w"), watched={HITS: 0}, request=request).run() is None
+    assert two.begin(Get(FLAG)).run() == [Reply(True, b"v")]
+
+
+def test_whether_a_watched_key_has_changed_is_not_judged_by_what_was_seen_last() -> None:
+    one, two = sites(2)
+    one.begin(Incr(HITS, 1)).run()
+    two.begin(Incr(HITS, 1)).run()
+    now = one.host.revision()
+    assert one.begin(Incr(HITS, 1), watched={HITS: now}).run() == [Reply(True, 3)]
+
+
+def test_a_retry_gets_the_first_answer_although_its_own_write_changed_what_it_watched() -> None:
+    one, two = sites(2)
+    made = [Reply(True, 1)]
+    assert one.begin(Incr(HITS, 1), watched={HITS: 0}, request=b"r").run() == made
+    assert two.begin(Incr(HITS, 1), watched={HITS: 0}, request=b"r").run() == made
+    assert two.begin(Get(HITS)).run() == made
+
+
+def test_a_retry_whose_first_answer_does_not_come_is_unknown_still() -> None:
+    one, two = sites(2)
+    one.begin(Incr(HITS, 1), watched={HITS: 0}, request=b"r").run()
+    again = two.begin(Incr(HITS, 1), watched={HITS: 0}, request=b"r")
+    again.deliver()
+    assert again.at is not None, "the key has changed: was it this?"
+    again.fail(LOST)
+    assert isinstance(again.error, UnknownOutcome)
+    assert again.error.details["request_id"] == "r"
+
+
+def test_who_was_overtaken_until_his_time_was_over_is_told_busy() -> None:
+    one, two = sites(2)
+    task = one.begin(Incr(HITS, 1))
+    task.deliver()
+    two.begin(Incr(HITS, 1)).run()
+    task.deliver()
+    one.clock_s += 2.0
+    task.deliver()
+    assert isinstance(task.error, Busy)
+    assert "1 attempts were overtaken; nothing was changed" in task.error.message
+    assert two.begin(Get(HITS)).run() == [Reply(True, 1)]
+
+
+def test_what_is_known_of_many_keys_is_bounded() -> None:
+    [one] = sites(1)
+    keys = [b"hits:%d" % n for n in range(KNOWN_MAX + 1)]
+    for key in keys:
+        one.begin(Incr(key, 1)).run()
+
+    def at_once(key: bytes) -> bool:
+        task = one.begin(Incr(key, 1))
+        task.deliver()
+        return task.at is None
+
+    assert not at_once(keys[0]), "the one that was not used for longest is read again"
+    assert at_once(keys[1])
+    assert at_once(keys[-1])
 
 
 def test_several_keys_change_together() -> None:

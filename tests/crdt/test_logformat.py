@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import (
+    BLANKED_BYTES,
     CHAIN_START,
     GROUP_HEADER_BYTES,
     KIND_META,
@@ -205,6 +206,54 @@ def test_entries_that_do_not_fill_their_group_are_refused(
     payload = size.to_bytes(4, "big") + bytes([kind]) + b"abc"
     data = bytes(GROUP_HEADER_BYTES) + payload
     group = Group(0, GROUP_HEADER_BYTES, len(data), 1, 0, count, 1, 1, CHAIN_START)
+    with pytest.raises(CorruptData, match=text):
+        list(logformat.entries(data, group))
+
+
+@given(payloads, st.data())
+def test_a_group_of_which_some_is_blanked_reads_as_what_is_left(
+    groups: list[list[bytes]], data_source: st.DataObject
+) -> None:
+    data, _ = segment_of([[raw + bytes(BLANKED_BYTES) for raw in group] for group in groups])
+    found = recovered(data)[0]
+    group = data_source.draw(st.sampled_from(found))
+    entries = list(logformat.entries(data, group))
+    chosen = data_source.draw(st.sets(st.sampled_from(entries)))
+    for kept_bytes in (9, 2):  # the second time, some of what the first time left goes too
+        left = {entry.seq: entry.raw[:-BLANKED_BYTES][:kept_bytes] for entry in chosen}
+        blanked = logformat.blank(data, group, left, SECRET)
+        data = data[: group.offset] + blanked + data[group.end :]
+        assert recovered(data)[0] == found, "the same places, seqs and chain"
+        assert list(logformat.entries(data, group)) == [
+            entry._replace(raw=left.get(entry.seq, entry.raw)) for entry in entries
+        ]
+
+
+def test_of_what_is_blanked_nothing_stays_in_the_file() -> None:
+    data, _ = segment_of([[b"kept" + b"secret" * 4, b"other"]])
+    [group] = recovered(data)[0]
+    blanked = logformat.blank(data, group, {1: b"kept"}, SECRET)
+    assert b"secret" not in blanked
+    assert b"kept" in blanked
+    assert [entry.raw for entry in logformat.entries(blanked, group)] == [b"kept", b"other"]
+    with pytest.raises(AssertionError):
+        logformat.blank(data, group, {2: b"other"}, SECRET)  # no room to say what is left
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [
+        (b"\1\0\0\0", "what is left of it is cut short"),
+        (b"\1\0\0\0\4abc", "what is left of it is cut short"),
+        (b"\x63\0\0\0\3abc", "unknown kind 99"),
+        (b"\x09\0\0\0\3abc", "unknown kind 9"),
+    ],
+)
+def test_a_blanked_entry_of_another_shape_is_refused(left: bytes, text: str) -> None:
+    open_group = OpenGroup()
+    open_group.append(logformat.KIND_BLANKED, left)
+    data = open_group.encode(SECRET, 1, 0, 7, 1, CHAIN_START)
+    [group] = logformat.scan(data, 0, 1, SECRET)
     with pytest.raises(CorruptData, match=text):
         list(logformat.entries(data, group))
 
