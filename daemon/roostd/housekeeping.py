@@ -38,6 +38,7 @@ class Housekeeper:
         self._spare: Segment | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wanted = 0
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="roost-log", daemon=True)
 
     @property
@@ -53,7 +54,8 @@ class Housekeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the jobs in hand and end the thread."""
+        """Finish the jobs in hand and end the thread; what is to be blanked is left."""
+        self._stopping = True
         self._jobs.put(None)
         self._thread.join()
 
@@ -119,6 +121,8 @@ class Housekeeper:
         many, and why it could not be done."""
 
         def job() -> None:
+            if self._stopping:
+                return  # the next start goes on
             try:
                 count = blank_segment(segment, kind, owners, last_seq, self._secret)
             except (OSError, CorruptData) as exc:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import pytest
 from tests.store_kit import LIMITS, Stores, applied, brief, incr, put, value
 
 from roost_crdt import logformat
-from roost_crdt.errors import Full
+from roost_crdt.errors import CorruptData, Full
 from roost_crdt.home import Meta
 from roost_crdt.logformat import KIND_META, KIND_SESSION
 from roost_crdt.sessions.table import head_item
@@ -301,3 +302,48 @@ def test_a_large_index_stays_as_it_is(stores: Stores) -> None:
     store = stores.reopen(store, **options)
     assert not store.recovery.renewed
     whole(store, turns=8)
+
+
+@pytest.mark.parametrize("error", [lmdb.DiskError("no room"), CorruptData("damaged")])
+def test_what_cannot_be_renewed_is_opened_as_it_is(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = stores.open(limits=QUICK, size_max=4 << 20)
+    speak(store, turns=4, pad=300)
+    erase(store)
+    settle(store)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("roostd.store.remaking.carry", fail)
+    store = stores.reopen(store, clean=True, limits=QUICK, size_max=4 << 20)
+    assert not store.recovery.renewed
+    whole(store, turns=4)
+    monkeypatch.undo()
+    store = stores.reopen(store, clean=True, limits=QUICK, size_max=4 << 20)
+    assert store.recovery.renewed
+    assert {path.name for path in store._path.iterdir()} == {"index", "log", "lock"}
+
+
+def test_a_stop_does_not_wait_for_what_is_to_be_blanked(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores.open(limits=QUICK, size_max=4 << 20)
+    speak(store)
+    erase(store)
+    real, begun = blanking.blank_segment, list[object]()
+
+    def slow(*args: object) -> int:
+        begun.append(args[0])
+        time.sleep(0.2)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("roostd.housekeeping.blank_segment", slow)
+    settle(store, lambda _: bool(begun))
+    store = stores.reopen(store, clean=True, limits=QUICK, size_max=4 << 20)
+    assert len(begun) == 1, "all of the log was gone through first"
+    monkeypatch.undo()
+    assert store.erasing.waiting
+    settle(store)
+    assert MARKER not in logged(store._path)

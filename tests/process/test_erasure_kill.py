@@ -83,12 +83,12 @@ def test_an_erased_session_leaves_the_log_whatever_kills(node: Node) -> None:
             until(lambda: erased(node), "erased")
             for secret in secrets:
                 assert secret.encode() not in logged(node), f"{call} {moment}: {secret}"
+            node.stop()  # the next erasure begins at once where the daemon is a new one
             if not struck:
                 break
             tally[call] += 1
             moment = moment + 1 if SOAK else 2 * moment + 1
-            # The next erasure begins at once where the daemon is a new one.
-            node.stop()
+    print(tally)
     assert all(tally.values()), tally
     assert len(node.actors) == 1, "a kill made a new actor"
     daemon = node.running()

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
+
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import split_row_key, unseal
@@ -92,7 +94,8 @@ def _remake(path: Path, data: Path, size_max: int) -> str:
 
 def renew_if_erased(path: Path, size_max: int, check_bytes: int) -> bool:
     """Put an index that is small enough together anew, and delete the old one, if anything was
-    erased since it was made: it is in free pages and between entries still. Whether it was."""
+    erased since it was made: it is in free pages and between entries still. Whether it was: not
+    where an entry is damaged or the disk is full, then a later start does it."""
     data, making = path / "index" / "data.mdb", path / _SALVAGING
     shutil.rmtree(path / _ERASED_ASIDE, ignore_errors=True)
     if not data.exists() or not 0 < data.stat().st_size <= check_bytes:
@@ -106,6 +109,19 @@ def renew_if_erased(path: Path, size_max: int, check_bytes: int) -> bool:
         old.close()
     for leftover in (making, path / SALVAGED):
         shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        whole = _copy_whole(data, making, size_max, counts)
+    except (CorruptData, lmdb.Error, OSError):
+        whole = False
+    if whole:
+        swap(path, making, _ERASED_ASIDE)
+    for leftover in (making, path / _ERASED_ASIDE):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return whole
+
+
+def _copy_whole(data: Path, making: Path, size_max: int, counts: dict[bytes, int]) -> bool:
+    """Put all entries of an index into a new one; whether none is missing."""
     index = Index(making, size_max)
     try:
         plain: dict[bytes, set[bytes]] = {}
@@ -115,10 +131,6 @@ def renew_if_erased(path: Path, size_max: int, check_bytes: int) -> bool:
         index.write((), {logformat.KIND_META: [(ERASED, None)]})
     finally:
         index.close()
-    if whole:
-        swap(path, making, _ERASED_ASIDE)
-    for leftover in (making, path / _ERASED_ASIDE):
-        shutil.rmtree(leftover, ignore_errors=True)
     return whole
 
 
