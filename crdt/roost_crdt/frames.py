@@ -72,6 +72,8 @@ NODE_BYTES_MAX = 255
 PUBLIC_KEYS_MAX = 64
 LINKS_MAX = 1_000
 REMOVED_MAX = 10_000
+CROSSED_MAX = 256
+"""Actors of which records passed over what was held."""
 BUCKETS_MAX = 4_096
 SUMS_BYTES_MAX = 65_536
 ORIGINS_MAX = 65_536
@@ -89,7 +91,8 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
     """Who is calling and what it holds.
 
     `head` is what the sender durably knows of the *receiver's* actor: `(actor, hlc, chain)` as
-    its own node last told it; `chain` is the sender's own `(hlc, chain)`. `removed` are the actors
+    its own node last told it; `chain` is the sender's own `(hlc, chain)`. `crossed` are hlcs at
+    which the sender held an actor when a record of it passed over them. `removed` are the actors
     that were members and are not any more: a receiver that writes as one of them has to reseed.
     """
 
@@ -109,6 +112,9 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.field(default_factory=dict)
     )
     public: Text = ""
+    crossed: Annotated[dict[U64, tuple[U64, ...]], msgspec.Meta(max_length=CROSSED_MAX)] = (
+        msgspec.field(default_factory=dict)
+    )
     head: tuple[U64, U64, Hash] | None = None
     chain: tuple[U64, Hash] | None = None
 
@@ -126,8 +132,11 @@ class IHave(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Want(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """`again`: every record as it was written, once, whatever the asking node holds."""
+
     origin: U64
     after: U64
+    again: bool = False
 
 
 class Prune(msgspec.Struct, frozen=True, array_like=True, tag=4):

@@ -118,6 +118,10 @@ class Inflow:
             self.shown(peer, origin, hlc, now_ms)
             if origin in self._lack:
                 self._want(peer, origin, now_ms)
+        for origin, after in near.parted.items():
+            if peer.greeting.vv.get(origin, 0) > after:
+                peer.pulls[origin] = peer.greeting.vv[origin]
+                near.emit(peer, f.Want(origin, after, again=True))
 
     def link_down(self, peer: Peer) -> None:
         for origin in [o for o, first in self._first.items() if first == peer.node]:
@@ -245,9 +249,14 @@ class Inflow:
             raise PeerError(f"{peer.node} sent a record of this node's own actor")
         duplicated: set[int] = set()
         for raw, record in zip(raws, records, strict=True):
+            if record.hlc >= peer.pulls.get(record.actor, NO_WAKE_MS):
+                del peer.pulls[record.actor]
             if record.hlc <= self._near.vv.get(record.actor, 0):
-                peer.duplicates += 1
                 peer.holds(record.actor, record.hlc)
+                if record.actor in self._near.parted:
+                    self._near.effects.writes.append((raw, record))
+                    continue
+                peer.duplicates += 1
                 duplicated.add(record.actor)
             else:
                 self._record(peer, raw, record, now_ms)
@@ -302,6 +311,7 @@ class Inflow:
 
     def offered(self, peer: Peer, origin: int, now_ms: int) -> None:
         taking = peer.snapshot_in
+        peer.pulls.pop(origin, None)
         if taking is not None and taking.waits:
             again_ms = taking.asked_ms + SNAPSHOT_STALL_MS
             peer.skew.setdefault(origin, again_ms + self._near.wall_ahead_ms)

@@ -7,6 +7,9 @@ writes a second one under the same actor and cannot know; its neighbours can:
   which node that was. A greeting gives it back; who finds another chain there, or records of its
   own that follow one another over that hlc or over the hlc in the neighbour's vector, is not the
   writer that the neighbour met.
+- Of both histories somebody may hold the one and be sent the other on top, since it extends the
+  vector. Such a record passes over the hlc that is held: that hlc is kept and told in greetings.
+  (A joined record of one history may pass over it as well; its writer knows better.)
 - Who greets as an actor that another node told of is refused: one of the two is a clone.
 - A store knows the node that wrote it. Under another name it is a clone, or was renamed; it takes
   a new actor either way.
@@ -78,9 +81,9 @@ def other_history(
     if the log does not know.
     """
     # A vector names records' own hlcs: one that the log passes over was never written here.
-    hlc = greeting.vv.get(actor, 0)
-    if hlc and chain_at(hlc) == b"":
-        return hlc
+    for hlc in (greeting.vv.get(actor, 0), *greeting.crossed.get(actor, ())):
+        if hlc and chain_at(hlc) == b"":
+            return hlc
     if greeting.head is not None and greeting.head[0] == actor:
         _, hlc, chain = greeting.head
         held = chain_at(hlc)

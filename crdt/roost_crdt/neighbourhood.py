@@ -75,6 +75,11 @@ class Neighbourhood:
     """The wall clock in force minus the clock of `now_ms`."""
     clock_jumped_ms: int = 0
     """The machine's wall clock minus the one in force."""
+    parted: dict[int, int] = field(default_factory=dict)
+    """Own actors that were given up since they have two histories, and the hlc from which on
+    records of the other one are wanted, be they news or not."""
+    crossed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Actor -> hlcs held when a record of it passed over them; greetings tell them."""
     effects: Effects = field(default_factory=Effects)
     _hash: bytes | None = None
 

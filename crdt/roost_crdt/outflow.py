@@ -11,6 +11,8 @@ from .neighbourhood import Neighbourhood
 from .peer import Peer, SnapshotOut
 from .record import Record, RowOp, coalesce, decode_record, encode_record
 
+AGAIN_MAX = 64
+"""Origins that a peer may have sent once more at a time."""
 COALESCE_MIN = 32
 """Fewer records than this are sent as they are; so many tell whether joining them pays."""
 
@@ -91,9 +93,18 @@ class Outflow:
                 return
             del peer.catch_up[origin]
             peer.waiting.pop(origin, None)
+        for origin, after in peer.again.items():
+            peer.reading = (origin, after)
+            self._near.effects.reads.append((peer.node, origin, after, size_max))
+            return
 
-    def wanted(self, peer: Peer, origin: int, after: int) -> None:
-        """The peer asks for an origin: it holds it up to `after`, whatever was sent before."""
+    def wanted(self, peer: Peer, origin: int, after: int, again: bool = False) -> None:
+        """The peer asks for an origin: it holds it up to `after`, whatever was sent before; or it
+        wants what it may hold `again`."""
+        if again:
+            if len(peer.again) < AGAIN_MAX:
+                peer.again[origin] = after
+            return
         _check_choices(peer, origin)
         peer.choice[origin] = True
         peer.cursor[origin] = after
@@ -110,6 +121,9 @@ class Outflow:
         if peer.reading is None or peer.reading[0] != origin:
             return
         after, peer.reading = peer.reading[1], None
+        if peer.again.get(origin) == after and origin not in peer.catch_up:
+            self._once_more(peer, origin, raws or ())
+            return
         if peer.cursor.get(origin, 0) != after or origin not in peer.catch_up:
             return
         if raws is not None:
@@ -134,6 +148,18 @@ class Outflow:
         else:
             peer.waiting[origin] = max(0, peer.waiting.get(origin, 0) - len(spans))
             peer.catch_up.move_to_end(origin)
+
+    def _once_more(self, peer: Peer, origin: int, raws: Sequence[bytes]) -> None:
+        """What the log holds no more is not had."""
+        held = self._near.vv.get(origin, 0)
+        raws = [raw for raw in raws if record_span(raw)[1] <= held]
+        if not raws:
+            if peer.again.pop(origin) < held:
+                self._near.emit(peer, f.SnapshotOffer(origin))
+            return
+        for raw in raws:
+            self._push(peer, raw)
+        peer.again[origin] = record_span(raws[-1])[1]
 
     def _coalesced(self, raws: Sequence[bytes]) -> Sequence[bytes]:
         """One record in place of contiguous ones that write the same rows again and again."""

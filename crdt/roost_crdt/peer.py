@@ -87,6 +87,10 @@ class Peer:
     announced_ms: int = 0
     catch_up: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Origins that it is sent from the log, in turn."""
+    again: dict[int, int] = field(default_factory=dict)
+    """Origins whose records it is sent once more, and up to where it was."""
+    pulls: dict[int, int] = field(default_factory=dict)
+    """Origins whose records it was asked for once more, and up to where it held them."""
     reading: tuple[int, int] | None = None
     """The log read under way for it: origin, after."""
     batch: list[bytes] = field(default_factory=list)

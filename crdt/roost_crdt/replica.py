@@ -70,8 +70,7 @@ class Replica:
         self.public = public
         self.chain: tuple[int, bytes] | None = None
         """Own actor's chain as of a durable hlc; greetings and heartbeats carry it."""
-        self.digest = b""
-        self.digest_vv_hash = b""
+        self.digest = self.digest_vv_hash = b""
         self.reseeds: dict[str, str] = {}
         """Neighbours refused because one side is behind what the other collected, with why."""
         self._near = Neighbourhood(
@@ -132,6 +131,7 @@ class Replica:
                 vv=dict(self.vv),
                 gc_floor=dict(self.gc_floor),
                 roster_hash=self.roster_hash,
+                crossed=self._near.crossed,
                 removed=tuple(sorted(self.removed)[-f.REMOVED_MAX :]),
                 policy_hashes=self.policy_hashes,
                 links=tuple(sorted(self.peers)),
@@ -296,6 +296,10 @@ class Replica:
         for node in self.peers:
             self._near.effects.cuts.append((node, "this node has taken a new actor"))
 
+    def forked(self, parted: Mapping[int, int], crossed: Mapping[int, tuple[int, ...]]) -> None:
+        """Actors with two histories; see Neighbourhood."""
+        self._near.parted, self._near.crossed = dict(parted), dict(crossed)
+
     # -- local events
 
     def committed(self, record: Record, raw: bytes) -> None:
@@ -374,8 +378,8 @@ class Replica:
                 self._inflow.records(peer, raws, now_ms)
             case f.IHave(heads):
                 self._inflow.announced(peer, heads, now_ms)
-            case f.Want(origin, after):
-                self._outflow.wanted(peer, origin, after)
+            case f.Want(origin, after, again):
+                self._outflow.wanted(peer, origin, after, again)
             case f.Prune(origin):
                 self._outflow.pruned(peer, origin)
             case f.Links():

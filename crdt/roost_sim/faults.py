@@ -11,7 +11,7 @@ from roost_crdt.logformat import KIND_META
 
 from .disk import Image
 from .history import History
-from .hosting import Surroundings
+from .hosting import WHOLE_LOG, Surroundings
 from .memberfaults import MemberFaults
 from .node import Node
 from .sessionfaults import SessionFaults
@@ -247,6 +247,8 @@ class Faults:
         node.say(f"gets its copy of {since_ms / 1000:.3f} s back" + (", forged" if forged else ""))
         node.excused_rollbacks += 1
         node.may_write_before_greeting = not forged
+        if forged:
+            self._cluster.world.segments_kept = WHOLE_LOG
         self._void(node, since_ms)
         self.later(50, 2_000, self._cluster.start, node.name)
         return True
@@ -264,6 +266,7 @@ class Faults:
         twin.disk.boot_id, twin.disk.file_id = node.disk.boot_id, node.disk.file_id
         forged = self._random.random() < 0.5
         if forged:  # as if it had the original's name: its own store cannot tell
+            self._cluster.world.segments_kept = WHOLE_LOG
             twin.disk.index.items.get(KIND_META, {}).pop(NODE, None)
         twin.may_write_before_greeting = node.may_write_before_greeting = False
         node.excused_rollbacks += 1

@@ -26,6 +26,10 @@ class Shell(Protocol):
     def actor_changed(self) -> None: ...
 
 
+WHOLE_LOG = 1_000
+"""Segments."""
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What all nodes of a run share."""
@@ -36,3 +40,5 @@ class Surroundings:
     trace: Trace
     limits: Limits
     segments_kept: int = SEGMENTS_KEPT
+    """Of each log. Where members are removed or a history is written twice, logs are kept whole:
+    they tell what of its counters others had seen, as the daemon's do until neighbours hold it."""

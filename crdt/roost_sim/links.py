@@ -11,6 +11,7 @@ from typing import Protocol
 from roost_crdt.errors import PeerError
 from roost_crdt.frames import SHARED_ACTOR, Error, Greeting, decode_greeting, encode_frame
 from roost_crdt.lineage import Heads, other_history
+from roost_crdt.membership import Membership
 from roost_crdt.replica import Replica
 
 from .hosting import Shell, Surroundings
@@ -32,6 +33,7 @@ class Host(Protocol):
     store: Store
     replica: Replica
     heads: Heads
+    membership: Membership
     shell: Shell | None
     neighbours: dict[str, bool]
     problems: list[str]
@@ -99,6 +101,9 @@ class Links:
             return False
         self._node.world.network.send(link.connection, self._node.name, data)
         return True
+
+    def linked(self, peer: str) -> bool:
+        return peer in self._links
 
     def silent_ms(self, peer: str) -> int:
         known = self._node.replica.peers.get(peer)
@@ -171,6 +176,12 @@ class Links:
                 self._node.flush()
                 head = self._node.heads.head_for(peer, greeting.actor)
                 answer = self._node.replica.greeting(head)
+            dialled = connection.dialler == self._node.name
+            if dialled and self._dialled_as.get(peer) != self._node.store.actor:
+                self._node.say(f"dials {peer} again, as a new actor")
+                self._node.world.network.close(connection, self._node.name)
+                self.dial_later(peer)
+                return
             if not self._stays(connection, peer):
                 self._node.world.network.close(connection, self._node.name)
                 return
@@ -215,6 +226,7 @@ class Links:
         hlc = other_history(greeting, store.actor, store.chain_at)
         if hlc is not None:
             self._node.world.trace.count("rule", "another chain found")
+            self._node.membership.forking.part(hlc)
             self._node.rollback(peer, store.actor, hlc)
             raise PeerError(f"{peer} was told another history of this actor at {hlc}")
         self._node.heads.check(greeting)

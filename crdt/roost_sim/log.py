@@ -38,7 +38,11 @@ class Log:
     """`seq` is the newest entry, `durable_seq` the newest that is synced."""
 
     def __init__(
-        self, disk: Disk, store_id: bytes, step: Callable[[str], None], segments_kept: int
+        self,
+        disk: Disk,
+        store_id: bytes,
+        step: Callable[[str], None],
+        segments_kept: Callable[[], int],
     ) -> None:
         self._disk = disk
         self._store_id = store_id
@@ -211,7 +215,8 @@ class Log:
     def trim(self, applied_seq: int) -> None:
         """Old segments go, as far as the index holds them."""
         numbers = sorted(self._starts)
-        while len(numbers) > self._segments_kept and self._starts[numbers[1]] - 1 <= applied_seq:
+        kept = self._segments_kept()
+        while len(numbers) > kept and self._starts[numbers[1]] - 1 <= applied_seq:
             number = numbers.pop(0)
             del self._starts[number]
             self._disk.delete(number)

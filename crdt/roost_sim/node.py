@@ -57,7 +57,7 @@ class Node:
         self.attach: Callable[[Node], Shell | None] = lambda node: None
         self.shell: Shell | None = None
         self.rewrote: Callable[[Node, Record], None] = lambda node, record: None
-        """Told of what a reseed has written again."""
+        """Told of what a reseed, or the end of a fork, has written again."""
         self.problems: list[str] = []
         self._waiting: list[Callable[[], None]] = []
         self._lost: list[Callable[[], None]] = []
@@ -104,7 +104,7 @@ class Node:
                 now_ms=self.wall_ms(),
                 random_bytes=world.random.randbytes,
                 step=self.step,
-                segments_kept=world.segments_kept,
+                segments_kept=lambda: world.segments_kept,
             )
         except BaseException:
             self.life = None
@@ -147,6 +147,7 @@ class Node:
             neighbours=lambda: self.neighbours,
             limits=world.limits,
             new_actor=lambda actor: self._new_actor(),
+            rolled_back=self.rollback,
             tell=self.say,
         )
         self.greeted = False
@@ -211,7 +212,7 @@ class Node:
     def _own_record(self, record: Record) -> None:
         """Membership wrote a record."""
         self.replica.committed(record, self.store.last_raw)
-        if self.membership.reseeding.stage:
+        if self.membership.reseeding.stage or self.membership.forking.writing:
             self.rewrote(self, record)
         self.wake()
 
@@ -338,7 +339,7 @@ class Node:
             keep_floor(self.store, self.replica.gc_floor)
         for raw, record in effects.writes:
             try:
-                taken = self.store.accept(raw, record)
+                taken = self.membership.accept(raw, record)
             except ActorReused:
                 taken = False
             if not taken and self.store.vv.get(record.actor, 0) < record.hlc:

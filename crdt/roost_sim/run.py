@@ -16,7 +16,7 @@ from . import endpoint
 from .clients import FIELDS, Keys
 from .faults import Faults
 from .history import History
-from .hosting import Shell, Surroundings
+from .hosting import WHOLE_LOG, Shell, Surroundings
 from .linear import Linear
 from .links import Links
 from .loop import START_MS, Loop, Lost
@@ -76,9 +76,6 @@ KINDS = {
     "rows lost": 1.0,
 }
 MEMBERS_REMOVED = {"member removed", "member away"}
-WHOLE_LOG = 1_000
-"""Segments. A node that reseeds has to find in its log what of its counters the others had seen:
-the daemon keeps the log until its neighbours hold it."""
 HISTORY_LOST = ("lying disk", "old copy restored", "store cloned")
 """Where rows get lost as well, nobody may be left who holds them."""
 
@@ -370,6 +367,8 @@ class Run:
             if node.life is None or node.store.dirty:
                 return False
             if dict(node.replica.vv) != node.store.vv or node.membership.reseeding.stage:
+                return False
+            if node.membership.forking.pending or any(p.pulls for p in node.replica.peers.values()):
                 return False
             states.append({actor: hlc for actor, hlc in node.store.vv.items() if hlc})
         if any(state != states[0] for state in states):

@@ -70,7 +70,7 @@ class Store:
         now_ms: int,
         random_bytes: Callable[[int], bytes],
         step: Callable[[str], None],
-        segments_kept: int = SEGMENTS_KEPT,
+        segments_kept: Callable[[], int] = lambda: SEGMENTS_KEPT,
     ) -> None:
         self.disk = disk
         self.keys: dict[bytes, KeyRows] = {}

@@ -242,14 +242,13 @@ class Gossip:
     async def _dial_once(self, peer: str, url: str) -> None:
         if self.replica.reseeding:
             raise PeerError(f"Reseed: {self.replica.node} is giving up its rows")
-        greeting = self.replica.greeting(self._events.head_of(peer, 0))
-        actor = self.replica.actor
+        head, actor = self._events.head_of(peer, 0), self.replica.actor
         try:
             connection, theirs = await wire.dial(
                 url,
                 wire.GOSSIP_PATH,
                 node=peer,
-                greeting=greeting,
+                greeting=self.replica.greeting(head),
                 tls=self._tls,
                 limits=self._limits,
             )
@@ -258,9 +257,10 @@ class Gossip:
                 self._events.rollback(peer, actor, self.replica.vv.get(actor, 0))
             raise
         try:
-            link = self._adopt(connection, theirs, self.replica.node)
+            same = actor == self.replica.actor  # or else the neighbour was greeted as another
+            link = self._adopt(connection, theirs, self.replica.node) if same else None
             if link is None:
-                await wire.end(connection, "another link stays")
+                await wire.end(connection, "another link stays, or is dialled as a new actor")
             else:
                 await self._read(link)
         except PeerError as error:

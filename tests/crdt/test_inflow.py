@@ -396,3 +396,30 @@ def test_a_record_with_too_much_of_documents_is_refused_before_it_is_read() -> N
     bound = r"3145728 bytes of rows of documents; at most 2097152"
     with pytest.raises(PeerError, match=bound):
         receiver.records("a", record)
+
+
+# -- an own actor with two histories
+
+
+def test_another_history_of_a_given_up_actor_is_asked_for_and_handed_on() -> None:
+    receiver = Receiver(vv={FAR: 9})
+    receiver.near.parted = {FAR: 5, FARTHER: 5}
+    receiver.near.vv[FARTHER] = 5
+    peer = receiver.link("c", {FAR: 8, FARTHER: 5})
+    assert receiver.sent() == [("c", f.Want(FAR, 5, again=True))], "nobody else has more"
+    assert peer.pulls == {FAR: 8}
+    other, last = raw(FAR, 6, 5), raw(FAR, 8, 6)
+    receiver.records("c", other)
+    assert peer.pulls
+    receiver.records("c", last)
+    assert not peer.pulls
+    assert [written for written, _ in receiver.take().writes] == [other, last]
+    assert (peer.duplicates, receiver.near.vv[FAR]) == (0, 9)
+
+
+def test_a_log_that_is_too_short_ends_the_asking() -> None:
+    receiver = Receiver(vv={FAR: 9})
+    receiver.near.parted = {FAR: 5}
+    peer = receiver.link("c", {FAR: 8})
+    receiver.inflow.offered(peer, FAR, NOW_MS)
+    assert not peer.pulls

@@ -11,7 +11,7 @@ from roost_crdt import frames as f
 from roost_crdt.errors import PeerError
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.neighbourhood import Effects, Neighbourhood
-from roost_crdt.outflow import Outflow
+from roost_crdt.outflow import AGAIN_MAX, Outflow
 from roost_crdt.peer import Peer
 from roost_crdt.record import Record, RowOp, encode_record
 from roost_crdt.replica import Replica
@@ -283,3 +283,35 @@ def test_no_snapshot_is_sent_while_rows_are_missing_here() -> None:
     assert sender.effects().scans
     sender.out.rows_scanned(sender.a, two.row_key, [])
     assert sender.sent("a") == [f.SnapshotEnd(4, {FAR: 9})]
+
+
+def test_what_is_wanted_again_is_sent_as_it_was_written_whatever_the_peer_holds() -> None:
+    sender = Sender()
+    sender.take(FAR, 3, sender.a)
+    sender.effects()
+    sender.a.holds(FAR, 3)
+    sender.out.wanted(sender.a, FAR, 1, again=True)
+    sender.out.wanted(sender.a, OWN, 7, again=True)
+    sender.near.vv[OWN] = 9
+    assert [read[:3] for read in sender.effects().reads] == [("a", FAR, 1)]
+    two, three, given_up = raw(FAR, 2), raw(FAR, 3), raw(FAR, 4)
+    sender.out.records_read(sender.a, FAR, [two, three, given_up])
+    effects = sender.effects()
+    assert [f.decode_frame(data) for _, data in effects.frames] == [f.Records([two, three])]
+    assert [read[:3] for read in effects.reads] == [("a", FAR, 3)]
+    assert sender.a.cursor[FAR] == 3, "nothing else changes"
+    sender.out.records_read(sender.a, FAR, [])
+    effects = sender.effects()
+    assert not effects.frames, "that was all"
+    assert [read[:3] for read in effects.reads] == [("a", OWN, 7)]
+    sender.out.records_read(sender.a, OWN, None)
+    assert sender.sent("a") == [f.SnapshotOffer(OWN)], "the log is too short"
+    assert not sender.a.again
+
+
+def test_so_many_origins_are_sent_again_at_a_time() -> None:
+    sender = Sender()
+    for origin in range(AGAIN_MAX + 1):
+        sender.out.wanted(sender.a, origin, 0, again=True)
+    assert len(sender.a.again) == AGAIN_MAX
+    assert not sender.a.choice

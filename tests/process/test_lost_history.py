@@ -89,11 +89,13 @@ def test_a_rollback_is_found_however_much_was_written_since(
     node.running()
     keeper.running()
     burst(node.home, node.ledger, rounds=5)
+    count(node, 100)
     until(lambda: alike(node, keeper), "alike")
     node.stop()
     shutil.copytree(node.home / "data", tmp_path / "prefix")
     node.running()
     burst(node.home, node.ledger, rounds=5)
+    count(node, 2)
     until(lambda: linked(node) and alike(node, keeper), "alike")
     node.stop()
     keeper.stop()
@@ -102,13 +104,24 @@ def test_a_rollback_is_found_however_much_was_written_since(
     again = Node(node.home, node.environ)
     assert again.launch().ready()
     burst(again.home, Ledger(), rounds=5, pad=10)
+    count(again, 4)
     assert again.status()["actor"] in node.actors
     keeper.running()
     until(lambda: linked(again) and alike(again, keeper), "alike")
     assert again.daemon is not None
     assert "rolled back or cloned" in again.daemon.text()
     assert again.status()["actor"] not in node.actors
+    assert "has two histories" in again.daemon.text()
+    both = (again, keeper)
+    until(lambda: [count(one, 0) for one in both] == [106, 106], "both histories are counted")
     again.stop()
+
+
+def count(node: Node, by: int) -> int:
+    with closing(Client(node.home)) as client:
+        shown = client.ask("INCRBY", "visits:fork", str(by))
+    assert isinstance(shown, int)
+    return shown
 
 
 @pytest.fixture

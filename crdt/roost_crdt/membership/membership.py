@@ -11,6 +11,7 @@ from roost_crdt.record import Record
 from roost_crdt.replica import Replica
 
 from .collector import Collector
+from .forking import Forking
 from .reports import Members
 from .reseeding import Reseeding
 from .storage import MemberStore
@@ -34,11 +35,13 @@ class Membership:
         neighbours: Callable[[], Iterable[str]],
         limits: Limits,
         new_actor: Callable[[int], None],
+        rolled_back: Callable[[str, int, int], None],
         tell: Callable[[str], None],
     ) -> None:
         """`now_ms` is the wall clock, `boot_ms` one that only advances. `neighbours` are those of
-        the configuration. `new_actor` is told the actor of a store that was emptied; `tell` gets
-        a line for the log."""
+        the configuration. `new_actor` is told the actor of a store that was emptied;
+        `rolled_back` that a node reports more of the own actor than this one wrote, or another
+        history of it (node, actor, hlc); `tell` gets a line for the log."""
         flush()
         self._replica = replica
         self.members = Members(
@@ -77,9 +80,14 @@ class Membership:
             random_bytes=random_bytes,
             tell=tell,
         )
+        self.forking = Forking(store, replica, committed, now_ms, random_bytes, tell)
+        self._store = store
         self._new_actor = new_actor
         self._neighbours = neighbours
         self._agreed = False
+        self._rolled_back = rolled_back
+        self._compared: dict[str, tuple[int, int]] = {}
+        """Node -> the actor, and the hlc of it in that node's report, that were looked at."""
         store.on_flush.append(self.members.changed)
 
     def reseed(self, peer: str, vv: Mapping[int, int], floor: Mapping[int, int]) -> None:
@@ -87,6 +95,16 @@ class Membership:
         was removed."""
         self.reseeding.trigger(peer, vv, floor)
         self.collector.collection.end()
+
+    def accept(self, raw: bytes, record: Record) -> bool:
+        """Take a neighbour's record, as the store does; of an own actor that has another history
+        also one that is no news."""
+        held = self._store.vv.get(record.actor, 0)
+        taken = self._store.accept(raw, record)
+        if taken and record.prev_hlc < held:
+            self.forking.cross(record.actor, held)
+        self.forking.take(record)
+        return taken
 
     def _emptied(self, actor: int) -> None:
         self.members.load()
@@ -108,8 +126,10 @@ class Membership:
             return
         if not self._agreed_with():
             return
+        self._compare_reports()
         if not self._replica.clock_refused():
             self.members.tick()
+            self.forking.tick()
         self.collector.tick()
 
     def _agreed_with(self) -> bool:
@@ -117,6 +137,20 @@ class Membership:
         copy writes nothing of its own accord before somebody could have told."""
         self._agreed = self._agreed or bool(self._replica.peers) or not any(self._neighbours())
         return self._agreed
+
+    def _compare_reports(self) -> None:
+        """What members report of the own actor is a greeting of nodes that are no neighbours."""
+        actor = self._store.actor
+        for member in self.members.roster.nodes.values():
+            known = actor, member.vv.get(actor, 0)
+            if known == self._compared.get(member.node, (actor, 0)):
+                continue
+            self._compared[member.node] = known
+            hlc = known[1]
+            if hlc > self._store.vv.get(actor, 0) or self._store.chain_at(hlc) == b"":
+                self.forking.part(hlc)
+                self._rolled_back(member.node, actor, hlc)
+                return
 
     def remove(self, node: str) -> int:
         """Take a node out of the members: what it holds is no longer waited for, and it has to

@@ -62,6 +62,19 @@ _decode_page = msgspec.msgpack.Decoder(list[Exported]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def own_actors(store: MemberStore) -> tuple[int, ...]:
+    """Actors that this store is known to have written as."""
+    raw = store.get(KIND_META, ACTORS)
+    return () if raw is None else _decode_actors(raw)
+
+
+def remember(store: MemberStore, actor: int) -> None:
+    """Rows of `actor` are this store's own from here on. Raises Full, Busy."""
+    actors = own_actors(store)
+    if actor not in actors:
+        store.put(KIND_META, {ACTORS: _encode((*actors, actor)[-ACTORS_MAX:])})
+
+
 class Reseeding:
     """One reseed after another, if it must be."""
 
@@ -129,16 +142,12 @@ class Reseeding:
             self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor), tails=tails))
 
     def _own_actors(self) -> tuple[int, ...]:
-        raw = self._store.get(KIND_META, ACTORS)
-        return () if raw is None else _decode_actors(raw)
+        return own_actors(self._store)
 
     def _remember(self) -> None:
         """Keep the actors that this store wrote as: who never met anybody is in no roster."""
-        actors, actor = self._own_actors(), self._store.actor
-        if actor in actors:
-            return
         try:
-            self._store.put(KIND_META, {ACTORS: _encode((*actors, actor)[-ACTORS_MAX:])})
+            remember(self._store, self._store.actor)
         except RoostError as error:
             self._tell(f"the actor is kept later: {error}")
 

@@ -51,6 +51,10 @@ class MemberStore(Protocol):
 
     def stamp(self, now_ms: int) -> Stamp: ...
 
+    def accept(self, raw: bytes, record: Record) -> bool:
+        """A neighbour's record; False if it does not extend the version vector."""
+        ...
+
     def commit(self, stamp: Stamp, ops: Sequence[tuple[bytes, int, Delta]]) -> Record: ...
 
     def drop_rows(self, row_keys: Sequence[bytes], vv: Mapping[int, int] | None = None) -> None:
@@ -64,6 +68,11 @@ class MemberStore(Protocol):
     ) -> Sequence[tuple[bytes, bytes]]: ...
 
     def put(self, kind: int, items: Mapping[bytes, bytes | None]) -> int: ...
+
+    def chain_at(self, hlc: int) -> bytes | None:
+        """The own actor's chain at an earlier head, empty if it had none at that hlc; None if the
+        log does not know."""
+        ...
 
     def renew_actor(self, random_bytes: Callable[[int], bytes]) -> int:
         """Write under a new actor, durable when this returns; the old one."""

@@ -35,6 +35,8 @@ class Identity:
         self._heads = Heads(store)
         self.keep_chain = self._heads.keep
         self.head_for = self._heads.head_for
+        self.part: Callable[[int], None] = lambda hlc: None
+        """Told the hlc at which another history of the actor is known, before it is given up."""
 
     def say_recovery(self) -> None:
         recovery = self._store.recovery
@@ -91,6 +93,7 @@ class Identity:
         actor = self._store.actor
         hlc = other_history(greeting, actor, self._store.chain_at)
         if hlc is not None:
+            self.part(hlc)
             self.rollback(greeting.node, actor, hlc)
             raise PeerError(
                 f"{greeting.node} knows another history of actor {actor:016x} at {hlc}: this "

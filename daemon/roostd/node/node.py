@@ -143,7 +143,7 @@ class Node:
         self.gossip = Gossip(
             replica=replica,
             store=StoreHooks(
-                accept=store.accept,
+                accept=lambda raw, record: self.membership.accept(raw, record),
                 accept_rows=self.mending.accept_rows,
                 flush=self.groups.flush,
                 vv=lambda: store.vv,
@@ -187,8 +187,10 @@ class Node:
             neighbours=lambda: neighbours,
             limits=self.limits,
             new_actor=lambda actor: self.shelf.renew(actor),
+            rolled_back=self.identity.rollback,
             tell=log.warning,
         )
+        self.identity.part = self.membership.forking.part
         self.retention = Retention(self.store, self.gossip, self.membership.members.roster)
 
     def _wire_keys(self) -> None:
