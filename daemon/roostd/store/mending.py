@@ -78,11 +78,9 @@ class Mender:
         self.lost.scrubbed(scrubbed.lost)
 
     def mend_pairs(self, forget: Forget) -> None:
-        """Look at the pairs of an index that is small enough before anybody reads them: damaged
+        """Look at all pairs of an index whose pages are right before anybody reads them: damaged
         ones are put again from the log, or removed as `forget` says."""
         index, lost = self._state.index, self.lost
-        if index.data_file.stat().st_size > self._limits.start_check_bytes:
-            return
         for kind in KEY_VALUE_KINDS:
             for key in index.damaged_pairs(kind)[0]:
                 self._state.met(kind, key)

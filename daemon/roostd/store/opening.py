@@ -63,6 +63,8 @@ class Opened:
     applied_seq: int
     vv: dict[int, int]
     recovery: Recovery
+    sound: bool
+    """Whether all pages of the index were looked at: LMDB may be asked for any of them."""
 
 
 def segment_bytes(size_max: int) -> int:
@@ -115,8 +117,8 @@ def _open_locked(
     if not (path / "index").exists() and not segments.listing(log_path):
         _create_index(path, size_max, random_bytes)
         recovery.created = True
-    recovery.remade = remake_if_damaged(path, size_max, limits.start_check_bytes)
-    recovery.renewed = renew_if_erased(path, size_max, limits.start_check_bytes)
+    recovery.remade, sound = remake_if_damaged(path, size_max, limits.start_check_bytes)
+    recovery.renewed = sound and renew_if_erased(path, size_max, limits.start_check_bytes)
     index = Index(path / "index", size_max)
     try:
         store_id = index.meta(b"store_id")
@@ -144,14 +146,16 @@ def _open_locked(
         raise
     recovery.torn_bytes = log.recovered.torn_bytes
     recovery.torn_at = log.recovered.torn_at
-    return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery)
+    return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery, sound)
 
 
 def _check_sums(index: Index) -> bool:
     """Whether the sums of the digest were damaged, and computed from the rows anew."""
     try:
         load_digest(index)
-    except CorruptData:
+    except CorruptData as exc:
+        if isinstance(exc.__cause__, lmdb.Error):
+            raise  # pages, not pairs: all rows would be read from them
         recompute_sums(index)
         return True
     return False

@@ -36,23 +36,23 @@ _SALVAGING = "index.salvaging"
 Progress = Callable[[str, int, int], None]
 
 
-def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> str:
+def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> tuple[str, bool]:
     """Look at the pages of an index that is small enough, or that a scrub found damaged; what was
-    done about them, "" for nothing."""
+    done about them ("" for nothing), and whether all of them are known to be right now."""
     if not (path / "index").exists() and (path / SALVAGED).exists():
         (path / SALVAGED).rename(path / "index")  # killed between two renames
         segments.sync_directory(path)
     data, wanted = path / "index" / "data.mdb", path / suspects.WANTED
     size = data.stat().st_size if data.exists() else 0
     if not size:
-        return ""
+        return "", False
     if size > check_bytes and not wanted.exists():
         try:
             pages.check_head(data)
         except CorruptData:
             pass
         else:
-            return ""
+            return "", False
     problems = pages.inspect(data)
     done = ""
     if problems:
@@ -60,10 +60,10 @@ def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> str:
             done = _remake(path, data, size_max)
         except CorruptData:
             shutil.rmtree(path / _SALVAGING, ignore_errors=True)
-            return ""
+            return "", False
         done = f"{problems[0]}; {done}"
     wanted.unlink(missing_ok=True)
-    return done
+    return done, True
 
 
 def _remake(path: Path, data: Path, size_max: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import lmdb
 import msgspec
 
 from roost_crdt import digest, logformat
@@ -38,7 +39,7 @@ from roostd.store.erasing import PREFIX as ERASING
 from roostd.store.erasing import Erasing
 from roostd.store.memory import KeyRows
 from roostd.store.mending import Forget, Mender
-from roostd.store.opening import Opened, Recovery, new_actor, open_parts
+from roostd.store.opening import Opened, Recovery, new_actor, open_parts, unreadable
 from roostd.store.replay import replay
 from roostd.store.scrub import Scrubbed
 from roostd.store.state import State, check_items, encoded_ops
@@ -118,14 +119,17 @@ class Store:
         try:
             store = cls(opened, limits, size_max)
             store._replay()
-            store.mender.mend_pairs(forget)
-        except BaseException:
+            if opened.sound:
+                store.mender.mend_pairs(forget)
+            store.erasing.load(store.names(logformat.KIND_META, ERASING))
+        except BaseException as exc:
             opened.log.close()
             opened.index.close()
             identity.unlock(opened.lock_fd)
+            if isinstance(exc, lmdb.Error):
+                raise unreadable(path, exc) from exc
             raise
         store._state.clock.observe(hlc_from_ms(now_ms))
-        store.erasing.load(store.names(logformat.KIND_META, ERASING))
         store._applier.start()
         store._log.index_earlier()
         if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
