@@ -231,9 +231,7 @@ def test_a_full_store_erases_later(stores: Stores, monkeypatch: pytest.MonkeyPat
         raise Full("no room")
 
     store.erasing._put = full
-    for _ in range(3):
-        store.look_after()
-    assert "no room" in store.erasing.problem
+    settle(store, lambda store: "no room" in store.erasing.problem)
     store.erasing._put = real
     settle(store)
     assert MARKER not in logged(store._path)
