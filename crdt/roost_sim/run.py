@@ -368,7 +368,7 @@ class Run:
                 return False
             if dict(node.replica.vv) != node.store.vv or node.membership.reseeding.stage:
                 return False
-            if node.membership.forking.pending or any(p.pulls for p in node.replica.peers.values()):
+            if not self._made_good(node):
                 return False
             states.append({actor: hlc for actor, hlc in node.store.vv.items() if hlc})
         if any(state != states[0] for state in states):
@@ -376,6 +376,15 @@ class Run:
         if self._repairs() and len({node.store.digest()[0] for node in self.nodes.values()}) > 1:
             return False
         return settled(self.nodes, self.talks.sids)
+
+    def _made_good(self, node: Node) -> bool:
+        """Whether a node whose actor had two histories has heard of the other from all neighbours
+        and written it again."""
+        if not node.membership.forking.parted:
+            return True
+        linked = all(peer in node.replica.peers for peer in node.neighbours if peer in self.nodes)
+        asked = not any(peer.pulls for peer in node.replica.peers.values())
+        return linked and asked and not node.membership.forking.pending
 
     def _repairs(self) -> bool:
         """Whether rows may differ at equal vectors: some got lost, or a history was lost."""

@@ -130,7 +130,7 @@ SEEDS: dict[str, int] = {
     "the version vector moves only if state changed": 15,
     "records of the future are skipped": 50,
     "frames leave before the flush": 8,
-    "the actor is kept after a power cut": 34,
+    "the actor is kept after a power cut": 60,
     "no Rollback at the greeting": 76,
     "what was replayed is not synced": 203,
     "the clock does not follow what it sees": 78,

@@ -279,7 +279,7 @@ SEEDS: dict[str, int] = {
     "a deposed home forgets its own turns": 4,
     "epochs are compared by number alone": 15,
     "a home that is shown a higher epoch stays home": 22,
-    "a handover overwrites own turns": 100,
+    "a handover overwrites own turns": 199,
     "home again, and still to be merged": 2,
     "a standby is replaced within the epoch": 22,
     "a turn does not look for its home after a wait": 55,

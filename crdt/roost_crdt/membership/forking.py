@@ -244,6 +244,11 @@ class Forking:
             self._pending.append(record)
 
     @property
+    def parted(self) -> bool:
+        """Whether an own actor is known to have two histories."""
+        return bool(self._forks)
+
+    @property
     def pending(self) -> bool:
         """Whether records of another history came that are still to be written again."""
         return bool(self._pending)
