@@ -88,8 +88,11 @@ class Inflow:
             return False, ""
         reseeds = bool(mine) and not (theirs and self._stays(greeting, removed))
         behind, ahead, why = (near.node, node, mine) if reseeds else (node, near.node, theirs)
-        text = f"{behind} {why.format(ahead)}; it takes {ahead}'s rows and writes its own again"
-        return reseeds, f"Reseed: {text}"
+        held, floor = (near.vv, greeting.gc_floor) if reseeds else (greeting.vv, near.gc_floor)
+        what = f"takes {ahead}'s rows and writes its own again"
+        if not is_behind(held, floor):
+            what = "joins again as another actor"
+        return reseeds, f"Reseed: {behind} {why.format(ahead)}; it {what}"
 
     def _stays(self, greeting: f.Greeting, removed: frozenset[int]) -> bool:
         """Of two that are outdated for each other, whether this one keeps what it holds.

@@ -183,6 +183,11 @@ class Roster:
             node: member for node, member in self.nodes.items() if member.actor not in self.removed
         }
 
+    def unknown(self, actors: Iterable[int]) -> set[int]:
+        """Actors of nodes that nobody has entered yet."""
+        known = {actor for m in self.nodes.values() for actor in (m.actor, *m.retired)}
+        return set(actors) - known - self.removed.keys()
+
     def content(self, vv: VersionVector) -> dict[int, int]:
         """`vv` without the reports at its end: what the members have to agree on."""
         newest = dict(vv)

@@ -94,14 +94,19 @@ class Neighbourhood:
         self.vv[origin] = hlc
         self._hash = None
 
-    def restart(self, actor: int, floor: Mapping[int, int]) -> None:
-        """The store has been emptied and writes as another actor; what comes covers `floor`."""
+    def restart(
+        self, actor: int, floor: Mapping[int, int], vv: Mapping[int, int] | None = None
+    ) -> None:
+        """The store writes as another actor. It has been emptied, and what comes covers `floor`;
+        or it kept its rows, and counts as holding `vv`."""
         self.actor = actor
         self.joins = {origin: hlc for origin, hlc in floor.items() if hlc}
         self.rejoins = bool(self.joins)
         self.nodes[actor] = self.node
         self.vv.clear()
-        self.gc_floor.clear()
+        self.vv.update(vv or {})
+        if vv is None:
+            self.gc_floor.clear()
         self._hash = None
 
     def vv_hash(self) -> bytes:

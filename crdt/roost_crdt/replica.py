@@ -27,7 +27,7 @@ from .antientropy import AntiEntropy
 from .errors import PeerError, TooLarge
 from .inflow import Inflow
 from .limits import DEFAULT_LIMITS, Limits
-from .members import covers
+from .members import VersionVector, covers
 from .neighbourhood import Effects, Neighbourhood
 from .outflow import Outflow
 from .peer import LinkState, Mode, Peer
@@ -65,6 +65,8 @@ class Replica:
         """Actors that were removed from the roster: whoever writes as one is refused."""
         self.reseeding = False
         """This node is giving up its rows: no link until `reseeded`."""
+        self.rewrites = False
+        """It holds rows that no vector covers yet, and tells no digest."""
         self.policy_hashes = dict(policy_hashes or {})
         self.public_keys = dict(public_keys or {})
         self.public = public
@@ -90,6 +92,11 @@ class Replica:
     @property
     def vv(self) -> Mapping[int, int]:
         return self._near.vv
+
+    @property
+    def nodes(self) -> Mapping[int, str]:
+        """Actor -> node, of all that have greeted."""
+        return self._near.nodes
 
     @property
     def peers(self) -> Mapping[str, Peer]:
@@ -159,16 +166,12 @@ class Replica:
     def converged(self, node: str) -> bool:
         """Whether both sides last told equal digests at equal version vectors."""
         peer = self.peers[node]
-        return (
-            peer.vv_hash == self._near.vv_hash()
-            and peer.digest == self.digest
-            and peer.digest_vv_hash == self.digest_vv_hash
-        )
+        mine = self._near.vv_hash(), self.digest, self.digest_vv_hash
+        return (peer.vv_hash, peer.digest, peer.digest_vv_hash) == mine
 
     def clock_refused(self) -> bool:
         """Neighbours would wait, or do, until this node's stamps are due: it must not write."""
-        offset_ms = self.clock_offset_ms()
-        if offset_ms is not None and offset_ms > self.limits.clock_offset_max_ms:
+        if (self.clock_offset_ms() or 0) > self.limits.clock_offset_max_ms:
             return True
         told = sum(1 for peer in self.peers.values() if peer.told_ahead_ms > 0)
         return told * 2 > len(self.peers)
@@ -243,8 +246,7 @@ class Replica:
         if len(self.reseeds) < f.LINKS_MAX:
             self.reseeds[node] = text
         if reseeds:
-            floor = dict(greeting.gc_floor)
-            self._near.effects.reseeds.append((node, dict(greeting.vv), floor))
+            self._near.effects.reseeds.append((node, dict(greeting.vv), dict(greeting.gc_floor)))
         raise PeerError(text)
 
     def give_up(self) -> None:
@@ -253,11 +255,11 @@ class Replica:
         for node in self.peers:
             self._near.effects.cuts.append((node, "Reseed: this node gives up its rows"))
 
-    def reseeded(self, actor: int, floor: Mapping[int, int]) -> None:
-        """The store is empty and writes as `actor`: take everything from neighbours that are not
-        behind `floor`, which is what the one had collected for whom the rows were given up."""
+    def reseeded(self, actor: int, floor: VersionVector, vv: VersionVector | None = None) -> None:
+        """The store writes as `actor`. It is empty: take everything from neighbours that are not
+        behind `floor`, which was collected where the rows come from; or it goes on from `vv`."""
         assert not self.peers, "links were cut"
-        self._near.restart(actor, floor)
+        self._near.restart(actor, floor, vv)
         self.chain = None
         self._inflow = Inflow(self._near, self._outflow)
         self.reseeding = False
@@ -266,8 +268,8 @@ class Replica:
     @property
     def takes_rows(self) -> bool:
         """Whether rows without a vector are on their way here: nothing may be collected then."""
-        snapshot = any(peer.snapshot_in is not None for peer in self.peers.values())
-        return snapshot or bool(self._near.joins) or self.antientropy.fetching
+        snapshots = [peer for peer in self.peers.values() if peer.snapshot_in is not None]
+        return bool(snapshots or self._near.joins) or self.antientropy.fetching
 
     def rejoin(self, floor: Mapping[int, int]) -> None:
         """After a restart: rows that cover `floor` were still to be taken."""
@@ -276,8 +278,7 @@ class Replica:
 
     @property
     def gives_rows(self) -> bool:
-        """Whether a neighbour is taking a snapshot: what is collected meanwhile would come back,
-        since it may hold older rows than those that the scan has yet to show."""
+        """Whether a neighbour takes a snapshot: what is collected meanwhile could come back."""
         return any(peer.snapshot_out is not None for peer in self.peers.values())
 
     def link_down(self, node: str, now_ms: int) -> None:
@@ -311,7 +312,7 @@ class Replica:
 
     def digested(self, digest: bytes, vv: Mapping[int, int]) -> None:
         """The store's digest and the version vector that it was taken at."""
-        self.digest = digest
+        self.digest = b"" if self.rewrites else digest
         self.digest_vv_hash = f.vv_hash(vv)
 
     def refused(self, origin: int, held_hlc: int, now_ms: int) -> None:
@@ -324,8 +325,7 @@ class Replica:
             raise TooLarge(
                 f"session frame of {len(payload)} bytes; at most {self.limits.body_bytes_max}"
             )
-        peer = self.peers.get(node)
-        if peer is None or not peer.room(len(payload)):
+        if (peer := self.peers.get(node)) is None or not peer.room(len(payload)):
             return False
         self._near.emit(peer, f.Session(payload))
         return True
@@ -344,7 +344,7 @@ class Replica:
         self, node: str, origin: int, raws: Sequence[bytes] | None, now_ms: int
     ) -> None:
         """Answer to `Effects.reads`; None: the log no longer reaches back so far."""
-        if (peer := self.peers.get(node)) is not None:
+        if peer := self.peers.get(node):
             self._outflow.records_read(peer, origin, raws)
 
     def rows_scanned(self, node: str, after: bytes, rows: Sequence[RowOp], now_ms: int) -> None:

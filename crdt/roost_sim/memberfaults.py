@@ -8,7 +8,7 @@ from typing import Protocol
 
 from roost_crdt import digest
 from roost_crdt.errors import RoostError
-from roost_crdt.rows.layout import RESERVED, row_key
+from roost_crdt.rows.layout import RESERVED, row_key, split_row_key
 
 from .hosting import Surroundings
 from .node import Node
@@ -46,6 +46,8 @@ class MemberFaults:
         self._random = random
         self._later = later
         self._void = void
+        self._lost: list[bytes] = []
+        """Row keys that got lost somewhere."""
         self.kinds: dict[str, Callable[[], bool]] = {
             "member removed": self._removed,
             "member away": self._away,
@@ -67,7 +69,7 @@ class MemberFaults:
             for node in self._ready()
             if node.name != name and name in node.membership.members.roster.members
         ]
-        if not knowing:
+        if not knowing or self._alone_holds(name):
             return False
         node = self._random.choice(knowing)
         try:
@@ -77,6 +79,18 @@ class MemberFaults:
             return False
         node.say(f"removes {name} from the members")
         return True
+
+    def _alone_holds(self, name: str) -> bool:
+        """Whether a row that got lost elsewhere is left at this node only. Once it was away for
+        longer than a collection, nobody could tell such a row from one that was collected."""
+        nodes = self._cluster.nodes
+        if name not in nodes:
+            return False
+        return any(
+            _has(nodes[name], row)
+            and not any(_has(n, row) for n in nodes.values() if n.name != name)
+            for row in self._lost
+        )
 
     def _removed(self) -> bool:
         names = sorted(self._cluster.nodes)
@@ -135,6 +149,7 @@ class MemberFaults:
             return False
         lost = self._random.sample(names, min(len(names), self._random.randint(1, ROWS_MAX)))
         node.store.lose(lost)
+        self._lost += lost
         node.say(f"loses rows: {lost}")
         return True
 
@@ -142,3 +157,8 @@ class MemberFaults:
 def _holds(node: Node, key: bytes, part: bytes, row: object) -> bool:
     rows: Mapping[bytes, object] = node.store.key_rows(key).rows
     return rows.get(part) == row
+
+
+def _has(node: Node, name: bytes) -> bool:
+    key, part = split_row_key(name)
+    return part in node.store.key_rows(key).rows

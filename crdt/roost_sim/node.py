@@ -212,7 +212,9 @@ class Node:
     def _own_record(self, record: Record) -> None:
         """Membership wrote a record."""
         self.replica.committed(record, self.store.last_raw)
-        if self.membership.reseeding.stage or self.membership.forking.writing:
+        reseeding = self.membership.reseeding
+        again = reseeding.stage and not reseeding.keeps
+        if again or self.membership.forking.writing:
             self.rewrote(self, record)
         self.wake()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from crdt.test_membership_collector import collecting, run
+from crdt.test_membership_collector import collecting, dead, run
 from membership_kit import NOW, incr, open_store
 
 from roost_crdt import values
+from roost_crdt.hlc import hlc_from_ms
 from roost_crdt.members import Member, Roster, member_delta, member_key
 from roost_crdt.membership import collector
 from roost_crdt.rows import counter
@@ -80,3 +81,21 @@ def test_a_key_longer_than_a_page_is_looked_at_once(monkeypatch: pytest.MonkeyPa
     run(work, 60)
     assert values.map_fields(store.key_rows(b"m").rows, NOW) == {b"f3": b"v", b"f4": b"v"}
     assert len(store.key_rows(b"m").rows) == 2
+
+
+@pytest.mark.parametrize("known", ["", "actor", "retired", "removed", "long ago"])
+def test_a_round_waits_for_who_wrote_and_is_in_no_roster(known: str) -> None:
+    """Whoever took that first has still to enter the node, which may not know what is deleted."""
+    store, roster = dead(b"k"), Roster()
+    hlc = 5 if known == "long ago" else hlc_from_ms(NOW)
+    store.accept_rows((), {77: hlc})
+    store.flush()
+    vv = dict(store.vv)
+    if known == "actor":
+        enter(roster, Member("x", 77, (), vv, 0))
+    if known == "retired":
+        enter(roster, Member("x", 78, (77,), vv, 0))
+    if known == "removed":
+        roster.removed[77] = "x"
+    run(collecting(store, roster=roster))
+    assert bool(store.key_rows(b"k").rows) is not bool(known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from crdt.test_membership_reseeding import behind, reseeding, to_the_end
+from crdt.test_membership_reseeding import BEHIND, behind, reseeding, to_the_end
 from membership_kit import NOW, count, incr, open_store, put, value
 
 from roost_crdt import values
@@ -59,7 +59,7 @@ def test_nothing_happens_without_a_reason_or_before_the_links_are_cut() -> None:
     assert work.stage == ""
     greeting = Greeting(versions=(1,), cluster="c", node="peer", actor=9, vv={})
     work._replica.link_up("peer", greeting, NOW)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     for _ in range(3):
         work.tick()
     assert work.stage == "export"
@@ -73,7 +73,7 @@ def test_pages_of_an_export_that_was_not_finished_are_not_written() -> None:
     mine, peer = behind()
     mine.put(KIND_META, {PAGES + b"00000099": b"half a page"})
     work = reseeding(mine)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     work.tick()
     assert PAGES + b"00000099" not in dict(mine.scan(KIND_META, PAGES))
     to_the_end(work, mine, peer)
@@ -92,7 +92,7 @@ def test_only_what_is_lacking_is_written_again() -> None:
             mine.records_after = lambda *_: None  # type: ignore[method-assign]
         mine.flush()
         work = reseeding(mine)
-        work.trigger("peer", peer.vv, {})
+        work.trigger("peer", peer.vv, BEHIND)
         to_the_end(work, mine, peer)
         assert fields(mine, b"m") == {b"both": b"v", b"mine": b"w"}
         stamps = {part: row[:2] for part, row in mine.key_rows(b"m").rows.items()}
@@ -120,7 +120,7 @@ def test_increments_count_once_wherever_their_base_is_found(
     if case == "no record ends there":
         vv[mine.actor] += 1
     work = reseeding(mine)
-    work.trigger("peer", vv, {})
+    work.trigger("peer", vv, BEHIND)
     work.tick()
     (page,) = (reseeding_module._decode_page(raw) for _, raw in mine.scan(KIND_META, PAGES))
     (exported,) = [one for one in page if one.key == b"n"]
@@ -162,7 +162,7 @@ def test_what_others_wrote_and_only_this_node_holds_is_exported_too(logged: bool
     if not logged:
         mine.records_after = lambda *_: None  # type: ignore[method-assign]
     work = reseeding(mine)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     to_the_end(work, mine, peer)
     assert (value(mine, b"k"), count(mine, b"n")) == (b"third", 3)
     assert mine.key_rows(b"n").rows == third.key_rows(b"n").rows
@@ -189,7 +189,7 @@ def test_what_another_reseed_has_written_again_is_not_written_twice(
             store.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
         store.flush()
     work = reseeding(first)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     to_the_end(work, first, peer)
     assert count(first, b"n") == 3
     stamp = first.stamp(NOW)
@@ -202,7 +202,7 @@ def test_what_another_reseed_has_written_again_is_not_written_twice(
         assert roster.load(key, first.key_rows(key).rows)
     assert roster.rewritten.keys() == {third.actor}
     work = reseeding(second, roster=roster)
-    work.trigger("first", first.vv, {})
+    work.trigger("first", first.vv, BEHIND)
     to_the_end(work, second, first)
     assert count(second, b"n") == (more or None), "only what the first had not heard of"
 
@@ -213,10 +213,11 @@ def test_what_the_neighbour_had_to_give_up_is_not_said_to_be_written_again() -> 
     roster = Roster()
     work = reseeding(mine, roster=roster)
     held = dict(mine.vv)
-    work.trigger("peer", {actor: hlc - 1 for actor, hlc in held.items()}, {})
+    work.trigger("peer", {actor: hlc - 1 for actor, hlc in held.items()}, BEHIND)
     while work.stage != "join":
         work.tick()
     roster.nodes.clear()  # the neighbour has left
+    work._replica._near.joins = {}
     greeting = Greeting(versions=(1,), cluster="c", node="other", actor=55, vv={})
     work._replica.link_up("other", greeting, NOW)
     for _ in range(9):

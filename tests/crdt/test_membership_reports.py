@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from membership_kit import NOW, Cluster, open_store, put
 
 from roost_crdt.errors import BadRequest, Full
 from roost_crdt.frames import Greeting
 from roost_crdt.limits import Limits
+from roost_crdt.logformat import KIND_META
 from roost_crdt.members import Member, covers
 from roost_crdt.membership import reports
 from roost_crdt.membership.reports import Members
+from roost_crdt.membership.reseeding import ACTORS
 from roost_crdt.replica import Replica
 from roost_sim.run import LIMITS
 from roost_sim.store import Store
@@ -196,3 +199,29 @@ def test_reports_do_not_chase_each_other() -> None:
     written = sum(cluster["a"].store.vv.values())
     cluster.wait(10_000)
     assert sum(cluster["a"].store.vv.values()) == written
+
+
+def test_who_wrote_is_entered_also_after_its_link_has_ended() -> None:
+    """Nobody else may ever have met it, and collection has to wait for it everywhere."""
+    store, clock = open_store(), Clock()
+    made, _ = members(store, clock)
+    for node, actor in (("x", 77), ("idle", 78)):
+        greeting = Greeting(versions=(1,), cluster="c", node=node, actor=actor, vv={})
+        made._replica.link_up(node, greeting, NOW)
+        made._replica.link_down(node, NOW)
+    store.accept_rows((), {77: 5})
+    tick(made, clock)
+    assert made.roster.nodes["x"].actor == 77
+    assert "idle" not in made.roster.nodes, "it has written nothing that anybody holds"
+    made._replica.nodes.update({76: "x"})  # type: ignore[attr-defined]
+    store.accept_rows((), {76: 5})
+    tick(made, clock, 2_000)
+    assert made.roster.nodes["x"].actor == 77, "of its former actors it tells itself"
+
+
+def test_all_actors_of_the_store_are_named() -> None:
+    store, clock = open_store(), Clock()
+    store.put(KIND_META, {ACTORS: msgspec.msgpack.encode((5, 6, store.actor))})
+    made, _ = members(store, clock)
+    tick(made, clock)
+    assert made.roster.nodes["me"].retired == (5, 6)

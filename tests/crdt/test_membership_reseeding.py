@@ -23,6 +23,9 @@ from roost_crdt.rows import register
 from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_REGISTER
 from roost_sim.store import Store
 
+BEHIND = {5: 1}
+"""What the neighbour has collected, and this node never had."""
+
 
 def reseeding(
     store: Store, *, roster: Roster | None = None, told: list[str] | None = None
@@ -119,7 +122,7 @@ def test_without_the_log_rows_tell_what_they_can(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(export, "_SCAN_BYTES", 1)
     monkeypatch.setattr(export, "_PAGE_BYTES", 1)
     work = reseeding(mine)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     to_the_end(work, mine, peer)
     assert value(mine, b"k") == b"unsent"
     assert count(mine, b"n") == 7
@@ -129,8 +132,8 @@ def test_a_second_trigger_before_it_has_joined_keeps_the_export() -> None:
     mine, peer = behind()
     work = reseeding(mine)
     assert work.waits_for == ""
-    work.trigger("peer", peer.vv, {})
-    work.trigger("other", {}, {})
+    work.trigger("peer", peer.vv, BEHIND)
+    work.trigger("other", {}, BEHIND)
     assert work.waits_for == "peer"
     while work.stage != "join":
         work.tick()
@@ -151,7 +154,7 @@ def test_a_refused_write_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise Full("no room")
 
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     with monkeypatch.context() as patch:
         patch.setattr(mine, "put", full)
         work.tick()
@@ -170,7 +173,7 @@ def test_actors_given_up_before_count_as_own() -> None:
     roster = Roster()
     roster.nodes["me"] = Member("me", before, (77,), {}, 0)
     work = reseeding(mine, roster=roster)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     work.tick()
     marker = work._marker
     assert isinstance(marker, Marker)
@@ -188,7 +191,7 @@ def test_writes_of_an_actor_that_no_roster_names_are_exported() -> None:
     work = reseeding(mine)
     work.tick()
     mine.flush()
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     to_the_end(work, mine, peer)
     assert value(mine, b"k") == b"unsent"
     assert count(mine, b"n") == 7
@@ -214,7 +217,7 @@ def test_what_the_neighbour_held_and_nobody_holds_any_more_is_not_waited_for(lin
     mine, peer = behind()
     roster = Roster()
     work = reseeding(mine, roster=roster)
-    work.trigger("peer", {**peer.vv, 99: 5}, {})
+    work.trigger("peer", {**peer.vv, 99: 5}, BEHIND)
     while work.stage != "join":
         work.tick()
     take_all(work, mine, peer)
@@ -242,7 +245,7 @@ def test_what_cannot_be_written_again_is_named_and_the_rest_goes_on() -> None:
     mine, peer = behind()
     told: list[str] = []
     work = reseeding(mine, told=told)
-    work.trigger("peer", peer.vv, {})
+    work.trigger("peer", peer.vv, BEHIND)
     while work.stage != "join":
         work.tick()
     take_all(work, mine, peer)
@@ -269,7 +272,7 @@ def test_what_somebody_wrote_later_is_not_written_over() -> None:
     peer.flush()
     assert record.hlc == stamp[0]
     work = reseeding(mine)
-    work.trigger("peer", {a: h for a, h in peer.vv.items() if a != peer.actor}, {})
+    work.trigger("peer", {a: h for a, h in peer.vv.items() if a != peer.actor}, BEHIND)
     to_the_end(work, mine, peer)
     assert value(mine, b"k") == b"later"
 

@@ -8,6 +8,7 @@ import msgspec
 
 from roost_crdt.collection import Collection, Stage, dead_rows, end_life, head_actor
 from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.hlc import hlc_ms
 from roost_crdt.limits import Limits
 from roost_crdt.logformat import KIND_META
 from roost_crdt.members import Roster
@@ -142,9 +143,19 @@ class Collector:
         known = {(member.node, member.actor) for member in self._roster.members.values()}
         if any((p.node, p.greeting.actor) not in known for p in replica.peers.values()):
             return False  # somebody has just come and is still to be entered
+        if self._unentered():
+            return False  # it may have written what it does not know to be deleted
         if any(name not in self._roster.nodes for name in self._neighbours()):
             return False  # never met: it may hold what is older than what is deleted here
         return self.collection.step(self._store.vv) is Stage.DROP
+
+    def _unentered(self) -> bool:
+        """Whether somebody wrote what is here and is in no roster yet: who took it first still
+        has to enter the node. One that was never entered is waited for as long as a silent one."""
+        vv, now_ms = self._store.vv, self._now_ms()
+        unknown = self._roster.unknown(actor for actor, hlc in vv.items() if hlc)
+        silent_ms = self._limits.member_silent_ms
+        return any(now_ms - hlc_ms(vv[a]) < silent_ms for a in unknown if a != self._store.actor)
 
     def _raise_floor(self) -> None:
         floor = self.collection.floor(self._replica.gc_floor)

@@ -11,6 +11,7 @@ from roost_crdt.record import Record, RowOp, decode_record
 from roost_crdt.reseed import Lacking, is_lacking
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import (
+    HEAD,
     TAG_ACTOR,
     TAG_FIELD_COUNTER,
     Part,
@@ -44,6 +45,8 @@ class Export:
         self._store = store
         self._lacking = lacking
         self.touched: dict[bytes, set[Part]] = {}
+        self.logged = True
+        """Whether the log told of all of it, also of what rows do not show."""
 
     def touch(self, actor: int) -> None:
         """Rows that records of an actor wrote and the neighbour lacks."""
@@ -60,6 +63,7 @@ class Export:
 
     def _shown(self) -> None:
         """The log is too short: what rows show by themselves."""
+        self.logged = False
         after = b""
         while page := self._store.scan_rows(after, _SCAN_BYTES):
             after = page[-1].row_key
@@ -98,7 +102,7 @@ class Export:
         type_code = 0
         for op in self._rows_of(key):
             part = op.row_key[len(key) + 1 :]
-            if part in parts:
+            if part in parts or part == HEAD:  # it may hide them
                 type_code = op.type
                 rows.append((part, op.body))
         if not rows or key.startswith(MEMBERS):

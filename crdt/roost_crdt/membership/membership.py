@@ -123,6 +123,8 @@ class Membership:
         """Called every quarter of a second."""
         self.reseeding.tick()
         if self.reseeding.stage:
+            if self.reseeding.reports and not self._replica.clock_refused():
+                self.members.tick()
             return
         if not self._agreed_with():
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from roost_crdt.errors import BadRequest, CorruptData, RoostError
-from roost_crdt.frames import Greeting
 from roost_crdt.limits import Limits
 from roost_crdt.members import (
     Member,
@@ -21,6 +20,7 @@ from roost_crdt.replica import Replica
 from roost_crdt.rows import Delta
 from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER, Rows
 
+from .reseeding import own_actors
 from .storage import MemberStore
 
 _SCAN_BYTES = 1 << 20
@@ -117,8 +117,10 @@ class Members:
         self._looked_ms = now_ms
         try:
             self._report(now_ms)
-            for peer in list(self._replica.peers.values()):
-                self._enter(peer.greeting)
+            vv = self._store.vv
+            for actor, node in list(self._replica.nodes.items()):
+                if actor != self._store.actor and (node in self._replica.peers or vv.get(actor)):
+                    self._enter(node, actor)
             if self._boot_ms() - self._started_ms >= OBSERVED_MS:
                 self._remove_silent(now_ms)
         except RoostError as error:
@@ -129,29 +131,35 @@ class Members:
         # Who collects waits for all members, but knows of none whom this node has still to meet.
         met = self._has_met_all()
         vv = store.vv if met else {}
-        if mine is not None and mine.actor == store.actor and mine.stamp[1] == store.actor:
+        # Who has just come waits to be told that nothing is collected without it any more.
+        news = (peer.greeting.actor for peer in self._replica.peers.values())
+        told = mine is not None and not any(vv.get(a) and a not in mine.vv for a in news)
+        if mine is not None and told and mine.actor == mine.stamp[1] == store.actor:
             age_ms = now_ms - mine.told_ms
             same = covers(mine.vv, self.roster.content(vv)) and (met or not mine.vv)
             recent = 0 <= age_ms < self._limits.report_ms
             if recent or (same and age_ms < self._limits.report_idle_ms):
                 return
-        retired: tuple[int, ...] = ()
-        if mine is not None:
-            before = (*mine.retired, mine.actor)
-            retired = tuple(dict.fromkeys(a for a in before if a != store.actor))[-RETIRED_MAX:]
+        # An actor that nobody met is named too: its writes may have been taken by now.
+        before = (*(() if mine is None else (*mine.retired, mine.actor)), *own_actors(store))
+        retired = tuple(dict.fromkeys(a for a in before if a != store.actor))[-RETIRED_MAX:]
         wrote = self.roster.content(store.vv).get(store.actor, 0)
         self._write_member(Member(self.node, store.actor, retired, dict(vv), wrote))
 
     def _has_met_all(self) -> bool:
         return all(name in self.roster.nodes for name in self._neighbours())
 
-    def _enter(self, greeting: Greeting) -> None:
-        """Nobody joins unseen: collection has to wait for whoever may have written."""
-        known = self.roster.nodes.get(greeting.node)
-        if known is not None and greeting.actor in (known.actor, *known.retired):
+    def _enter(self, node: str, actor: int) -> None:
+        """Nobody joins unseen: collection has to wait for whoever may have written, also if the
+        link did not last."""
+        known = self.roster.nodes.get(node)
+        if known is not None and actor in (known.actor, *known.retired):
             return
+        peer = self._replica.peers.get(node)
+        if known is not None and (peer is None or peer.greeting.actor != actor):
+            return  # an actor of before: the node itself tells of it
         retired = () if known is None else (*known.retired, known.actor)[-RETIRED_MAX:]
-        self._write_member(Member(greeting.node, greeting.actor, retired, {}, 0))
+        self._write_member(Member(node, actor, retired, {}, 0))
 
     def _write_member(self, member: Member) -> None:
         key = member_key(member.node)

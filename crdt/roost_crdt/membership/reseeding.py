@@ -6,6 +6,10 @@
     write    each page of the export is written again, and the marker says so in one group; then
              pages and marker go
 
+A node that was merely removed, and is behind nothing that was collected, keeps its rows: in place
+of the wipe its vector is cut to what the neighbour holds, it joins as an actor that a member has
+reported to know of, and writes what it exported as its rows are then.
+
 A crash before the marker leaves everything as it was; after it the start goes on where it stopped.
 Sessions, spends and the outbox are of other kinds and stay. Own writes are refused meanwhile.
 """
@@ -18,14 +22,14 @@ from itertools import chain
 import msgspec
 
 from roost_crdt.errors import CorruptData, RoostError
-from roost_crdt.hlc import Stamp
+from roost_crdt.hlc import Stamp, hlc_ms
 from roost_crdt.logformat import KIND_META
-from roost_crdt.members import Roster, covers, join, rewritten_delta, rewritten_key
+from roost_crdt.members import Roster, covers, is_behind, join, rewritten_delta, rewritten_key
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
 from roost_crdt.reseed import Lacking, rewrite
-from roost_crdt.rows import Delta, decode_row
-from roost_crdt.rows.layout import RESERVED, TYPE_REGISTER
+from roost_crdt.rows import Delta, Rows, decode_row, row_hlc
+from roost_crdt.rows.layout import HEAD, RESERVED, TYPE_REGISTER
 
 from .collector import GC_FLOOR
 from .export import Export, Exported, bases_of
@@ -35,6 +39,8 @@ ACTORS = b"actors"
 ACTORS_MAX = 1_000
 MARKER = b"reseed"
 PAGES = b"reseed/"
+_PATIENCE_TICKS = 120
+"""How long a report is waited for while a neighbour is linked (half a minute in the daemon)."""
 _SCAN_BYTES = 256 << 10
 
 
@@ -54,6 +60,8 @@ class Marker(msgspec.Struct, array_like=True, frozen=True):
     given up once more before anybody has it."""
     tails: dict[int, int] = {}
     """Up to where of those actors this node held all when it exported."""
+    keeps: bool = False
+    """Its rows stay: it was removed, but nothing is collected that they could bring back."""
 
 
 _decode_actors = msgspec.msgpack.Decoder(tuple[int, ...]).decode
@@ -103,21 +111,35 @@ class Reseeding:
         self._emptied = emptied
         self._random_bytes = random_bytes
         self._tell = tell
-        self._trigger: tuple[str, dict[int, int], dict[int, int]] | None = None
+        self._trigger: tuple[str, dict[int, int], dict[int, int], bool] | None = None
+        self._waited = 0
         self._remember()
         raw = store.get(KIND_META, MARKER)
         self._marker = None if raw is None else _decode_marker(raw)
         if self._marker is not None and self._marker.stage == "wipe":
             replica.give_up()
+        elif self._marker is not None and self._marker.keeps:
+            replica.rewrites = True
         elif self._marker is not None:
             replica.rejoin(self._marker.floor)
 
     @property
     def stage(self) -> str:
         """ "": nothing is under way."""
-        if self._marker is not None:
-            return self._marker.stage
-        return "export" if self._trigger is not None else ""
+        if self._trigger is not None:
+            return "export"
+        return "" if self._marker is None else self._marker.stage
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this node's rows stay."""
+        return self._marker is not None and self._marker.keeps
+
+    @property
+    def reports(self) -> bool:
+        """Whether this node may report as a member meanwhile: all that it has yet to write is
+        joined with what it reports to hold."""
+        return self.keeps and self.stage == "join" and bool(self._replica.peers)
 
     @property
     def waits_for(self) -> str:
@@ -131,18 +153,28 @@ class Reseeding:
         the peer holds."""
         if self.stage in ("export", "wipe"):
             return
-        self._tell(f"this node gives up its rows and takes those of {peer}")
+        keeps = self._may_keep(floor)
+        what = "goes on as another actor" if keeps else "gives up its rows and takes those"
+        self._tell(f"this node {what} {'because' if keeps else ''} of {peer}".replace("  ", " "))
         self._replica.give_up()
-        if self._marker is None:
-            self._trigger = peer, dict(vv), dict(floor)
+        if self._marker is None or self._marker.keeps:
+            self._trigger = peer, dict(vv), dict(floor), keeps
         else:  # once more, before it had joined again; the export is as it was
             actor, marker = self._store.actor, self._marker
             tails = {**marker.tails, actor: self._store.vv.get(actor, 0)}
             actors = (*marker.actors, actor)
             self._mark(Marker("wipe", peer, dict(vv), actors, dict(floor), tails=tails))
 
-    def _own_actors(self) -> tuple[int, ...]:
-        return own_actors(self._store)
+    def _may_keep(self, floor: Mapping[int, int]) -> bool:
+        """Whether these rows can bring nothing back (and have no stamps to be got rid of)."""
+        vv, newest = self._store.vv, max(self._store.vv.values(), default=0)
+        due_ms = self._now_ms() + self._replica.limits.clock_offset_max_ms
+        whole = bool(newest) and not self._replica.takes_rows and not self._gives_up
+        return whole and hlc_ms(newest) <= due_ms and not is_behind(vv, floor)
+
+    @property
+    def _gives_up(self) -> bool:
+        return self._marker is not None and not self._marker.keeps
 
     def _remember(self) -> None:
         """Keep the actors that this store wrote as: who never met anybody is in no roster."""
@@ -165,9 +197,11 @@ class Reseeding:
 
     def _give_up(self) -> None:
         self._flush()
-        if self._marker is None:
-            self._export()
-        else:
+        if self._trigger is not None:
+            self._export(*self._trigger)
+        elif self._marker is not None and self._marker.keeps:
+            self._renew(self._marker)
+        elif self._marker is not None:
             self._wipe(self._marker)
 
     def _mark(self, marker: Marker | None) -> None:
@@ -176,28 +210,74 @@ class Reseeding:
 
     # -- export
 
-    def _export(self) -> None:
-        assert self._trigger is not None
-        peer, vv, floor = self._trigger
-        mine = self._roster.nodes.get(self._node)
-        known = (*self._own_actors(), *(() if mine is None else (*mine.retired, mine.actor)))
+    def _export(self, peer: str, vv: dict[int, int], floor: dict[int, int], keeps: bool) -> None:
+        before, mine = self._marker, self._roster.nodes.get(self._node)
+        known = (*own_actors(self._store), *(() if mine is None else (*mine.retired, mine.actor)))
         # Of what others wrote this node may be the only holder, now or once they reseed too.
-        held = (actor for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0))
-        each = dict.fromkeys(a for a in (*known, *held) if a != self._store.actor)
+        tails = {actor: hlc for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0)}
+        if before is not None:
+            known = (*before.actors, *known)
+        each = dict.fromkeys(a for a in (*known, *tails) if a != self._store.actor)
         actors = (*each, self._store.actor)
         export = Export(self._store, Lacking(frozenset(actors), vv, (0, 0)))
         for actor in actors:
             export.touch(actor)
-        for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
-            self._store.put(KIND_META, {name: None})  # of an export that was not finished
-        for number, page in enumerate(export.pages()):
+        pages = dict(self._store.scan(KIND_META, PAGES, b"", 1 << 20))
+        if before is None:
+            for name in pages:  # of an export that was not finished
+                self._store.put(KIND_META, {name: None})
+        else:  # once more, before it had joined again: these rows are here still
+            tails = join((before.tails, tails))
+            for one in chain.from_iterable(map(_decode_page, pages.values())):
+                export.touched.setdefault(one.key, set()).update(part for part, _ in one.rows)
+        first = 0 if before is None or not pages else int(max(pages)[len(PAGES) :]) + 1
+        for number, page in enumerate(export.pages(), first):
             self._store.put(KIND_META, {PAGES + b"%08d" % number: _encode(page)})
             self._flush()
-        tails = {actor: hlc for actor, hlc in self._store.vv.items() if hlc > vv.get(actor, 0)}
-        self._mark(Marker("wipe", peer, vv, actors, floor, tails=tails))
+        if before is not None:
+            for name in pages:
+                self._store.put(KIND_META, {name: None})
+        keeps = keeps and export.logged
+        self._mark(Marker("wipe", peer, vv, actors, floor, tails=tails, keeps=keeps))
         self._trigger = None
         self._flush()
         self._tell(f"exported {len(export.touched)} keys of writes that {peer} lacks")
+
+    # -- keep
+
+    def _renew(self, marker: Marker) -> None:
+        """What the neighbour lacks leaves the vector, not the rows: records of an actor that was
+        removed must not be passed on as they are."""
+        if self._store.actor in marker.actors:
+            self._store.renew_actor(self._random_bytes)
+        upto = join((marker.vv, self._replica.gc_floor))
+        held = {actor: min(hlc, upto.get(actor, 0)) for actor, hlc in self._store.vv.items()}
+        vv = {actor: hlc for actor, hlc in held.items() if hlc}
+        self._store.drop_rows([], vv=vv)
+        self._mark(msgspec.structs.replace(marker, stage="join"))
+        self._flush()
+        self._replica.rewrites = True
+        self._replica.reseeded(self._store.actor, {}, vv)
+        self._emptied(self._store.actor)
+        self._tell(f"rows are kept; this node joins again as actor {self._store.actor:016x}")
+
+    def _wait(self) -> None:
+        """No member may ever report that it knows of this actor: one that has still to meet a
+        neighbour reports nothing. Then the rows are given up after all."""
+        self._waited += bool(self._replica.peers)
+        if self._waited >= _PATIENCE_TICKS:
+            peer = self._replica.peers[min(self._replica.peers)]
+            self._waited = 0
+            self._tell(f"this node gives up its rows and takes those of {peer.node}: no report")
+            self._trigger = peer.node, dict(peer.held), dict(peer.greeting.gc_floor), False
+            self._replica.give_up()
+
+    def _entered(self) -> bool:
+        """Whether nothing can be collected any more before this node's rows are looked at: a
+        member has reported that it knows of this actor, and all that it held then is here."""
+        actor, vv = self._store.actor, self._store.vv
+        others = (m for m in self._roster.members.values() if m.node != self._node)
+        return any(member.vv.get(actor) and covers(vv, member.vv) for member in others)
 
     # -- wipe
 
@@ -221,7 +301,11 @@ class Reseeding:
     def _join(self, marker: Marker) -> None:
         if self._replica.takes_rows:
             return
-        if not covers(self._store.vv, marker.vv) and not self._is_gone(marker):
+        if marker.keeps:
+            if not self._entered():
+                self._wait()
+                return
+        elif not covers(self._store.vv, marker.vv) and not self._is_gone(marker):
             return
         pages = self._store.scan(KIND_META, PAGES, marker.written, 1)
         stamp = self._store.stamp(self._now_ms())
@@ -231,11 +315,15 @@ class Reseeding:
             for name, _ in self._store.scan(KIND_META, PAGES, b"", 1 << 20):
                 self._store.put(KIND_META, {name: None})
             self._mark(None)
+            self._replica.rewrites = False
             self._tell("this node has joined again")
             return
         name, raw = pages[0]
         lacking = self._lacking(marker, stamp)
-        ops = list(chain.from_iterable(self._again(one, lacking) for one in _decode_page(raw)))
+        again = self._kept if marker.keeps else self._again
+        ops = list(chain.from_iterable(again(one, lacking) for one in _decode_page(raw)))
+        if any(_newest(*op[1:]) > stamp[0] for op in ops):
+            return  # the clock was set back and a restart forgot what it had seen
         if ops:
             self._committed(self._store.commit(stamp, ops))
         self._mark(msgspec.structs.replace(marker, written=name))
@@ -277,14 +365,17 @@ class Reseeding:
         vv = self._store.vv
         return lost and bool(peers) and all(covers(vv, other.held) for other in peers.values())
 
+    def _kept(self, one: Exported, lacking: Lacking) -> Iterator[tuple[bytes, int, Delta]]:
+        """The rows as they are now, by a record that others can take; with the head, which may
+        hide them, and may be collected by now where they go."""
+        held, parts = self._rows(one), dict.fromkeys((HEAD, *(part for part, _ in one.rows)))
+        delta = {part: held[part] for part in parts if held and part in held}
+        if delta:
+            yield one.key, one.type, delta
+
     def _again(self, one: Exported, lacking: Lacking) -> Iterator[tuple[bytes, int, Delta]]:
-        try:
-            held = self._store.key_rows(one.key)
-        except CorruptData as error:
-            self._tell(f"writes to {one.key!r} cannot be written again: {error}")
-            return
-        if held.type not in (0, one.type):
-            self._tell(f"writes to {one.key!r} are of another type than its rows now")
+        held = self._rows(one)
+        if held is None:
             return
         rows = {part: decode_row(one.type, part, body) for part, body in one.rows}
         if one.key.startswith(RESERVED):  # registers that nobody deletes
@@ -292,6 +383,22 @@ class Reseeding:
         else:
             told = self._roster.rewritten
             lacking = lacking._replace(bases=bases_of(self._store, one, lacking, told))
-        delta = rewrite(one.type, held.rows, rows, lacking)
+        delta = rewrite(one.type, held, rows, lacking)
         if delta:
             yield one.key, one.type, delta
+
+    def _rows(self, one: Exported) -> Rows | None:
+        """What is held of a key now; None if that cannot be written to."""
+        try:
+            held = self._store.key_rows(one.key)
+        except CorruptData as error:
+            self._tell(f"writes to {one.key!r} cannot be written again: {error}")
+            return None
+        if held.type not in (0, one.type):
+            self._tell(f"writes to {one.key!r} are of another type than its rows now")
+            return None
+        return held.rows
+
+
+def _newest(type_code: int, delta: Delta) -> int:
+    return max(row_hlc(type_code, part, row) for part, row in delta.items())
