@@ -246,3 +246,28 @@ def test_who_was_removed_is_exported_and_who_is_a_member_is_not() -> None:
     to_the_end(work, mine, peer)
     assert {key: mine.key_rows(key).rows for key in held} == held
     assert not mine.key_rows(member_key("x")).rows
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_what_came_to_the_neighbour_by_another_way_is_not_written_again(more: int) -> None:
+    """It may have been removed there and collected before this node looks."""
+    mine = open_store(seed=1)
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    incr(mine, b"n", 3)
+    put(mine, b"k", b"v")
+    mine.flush()
+    tail = mine.records_after(mine.actor, peer.vv[mine.actor], 1 << 20) or []
+    incr(mine, b"n", more)
+    mine.flush()
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, BEHIND)
+    while work.stage != "join":
+        work.tick()
+    for raw in tail:
+        assert peer.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+    peer.drop_rows([key + b"\0" + part for key in (b"n", b"k") for part in peer.key_rows(key).rows])
+    peer.flush()
+    to_the_end(work, mine, peer)
+    assert value(mine, b"k") is None
+    assert count(mine, b"n") == (more or None), "what did not come that way"

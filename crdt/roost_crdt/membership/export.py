@@ -159,7 +159,7 @@ def _back(store: MemberStore, actor: int, hlc: int) -> Iterator[Record]:
 def bases_of(
     store: MemberStore, one: Exported, lacking: Lacking, told: Mapping[int, int]
 ) -> Mapping[Part, tuple[int, int]]:
-    """Bases as exported, or as they were where others' rewriting ended (`told`)."""
+    """Bases as exported, or as they were up to where the writes have come meanwhile (`told`)."""
     if told.keys().isdisjoint(lacking.actors):
         return one.bases
     raised = [part for part, _ in one.rows if part[0] in _COUNTS and actor_of(part) in told]

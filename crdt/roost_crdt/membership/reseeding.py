@@ -39,6 +39,7 @@ ACTORS = b"actors"
 ACTORS_MAX = 1_000
 MARKER = b"reseed"
 PAGES = b"reseed/"
+_ALL = 1 << 64
 _PATIENCE_TICKS = 120
 """How long a report is waited for while a neighbour is linked (half a minute in the daemon)."""
 _SCAN_BYTES = 256 << 10
@@ -113,6 +114,7 @@ class Reseeding:
         self._tell = tell
         self._trigger: tuple[str, dict[int, int], dict[int, int], bool] | None = None
         self._waited = 0
+        self._raised: dict[int, int] = {}
         self._remember()
         raw = store.get(KIND_META, MARKER)
         self._marker = None if raw is None else _decode_marker(raw)
@@ -329,17 +331,20 @@ class Reseeding:
         self._mark(msgspec.structs.replace(marker, written=name))
 
     def _lacking(self, marker: Marker, stamp: Stamp) -> Lacking:
-        """What is lacking where the rows were taken from, and was not written again by others."""
-        told = self._roster.rewritten
-        actors = frozenset(
-            actor
-            for actor in marker.actors
-            if actor not in marker.tails or marker.tails[actor] > told.get(actor, 0)
-        )
-        vv = join((marker.vv, {actor: told[actor] for actor in actors & told.keys()}))
+        """What is still lacking where the rows were taken from: some of it may have come there by
+        another way meanwhile, or was written again by others."""
+        come = self._raised = self._come(marker)
+        actors = frozenset(a for a in marker.actors if marker.tails.get(a, _ALL) > come.get(a, 0))
+        vv = join((marker.vv, come))
         floors = (marker.floor, self._replica.gc_floor)
         collected = max((hlc for floor in floors for hlc in floor.values()), default=0)
         return Lacking(actors, vv, stamp, collected=collected)
+
+    def _come(self, marker: Marker) -> dict[int, int]:
+        """Up to where writes that the neighbour lacked are known to have come."""
+        known = join((self._roster.rewritten, self._store.vv))
+        actors = known.keys() & set(marker.actors)
+        return {a: known[a] for a in actors if known[a] > marker.vv.get(a, 0)}
 
     def _rewritten(self, marker: Marker, stamp: Stamp) -> Iterator[tuple[bytes, int, Delta]]:
         """Say so, for all who hold the same writes and reseed later: what was written again may
@@ -381,8 +386,8 @@ class Reseeding:
         if one.key.startswith(RESERVED):  # registers that nobody deletes
             lacking = Lacking({row[1] for row in rows.values()}, {}, lacking.stamp)
         else:
-            told = self._roster.rewritten
-            lacking = lacking._replace(bases=bases_of(self._store, one, lacking, told))
+            bases = bases_of(self._store, one, lacking, self._raised)
+            lacking = lacking._replace(bases=bases)
         delta = rewrite(one.type, held, rows, lacking)
         if delta:
             yield one.key, one.type, delta
