@@ -121,10 +121,15 @@ class Inflow:
             self.shown(peer, origin, hlc, now_ms)
             if origin in self._lack:
                 self._want(peer, origin, now_ms)
-        for origin, after in near.parted.items():
-            if peer.greeting.vv.get(origin, 0) > after:
-                peer.pulls[origin] = peer.greeting.vv[origin]
-                near.emit(peer, f.Want(origin, after, again=True))
+        if not near.joins:
+            self._pull(peer)
+
+    def _pull(self, peer: Peer) -> None:
+        """Ask for the other history of own actors that have two."""
+        for origin, after in self._near.parted.items():
+            if peer.held.get(origin, 0) > after:
+                peer.pulls[origin] = peer.held[origin]
+                self._near.emit(peer, f.Want(origin, after, again=True))
 
     def link_down(self, peer: Peer) -> None:
         for origin in [o for o, first in self._first.items() if first == peer.node]:
@@ -381,6 +386,8 @@ class Inflow:
         near.effects.rows.append(((), covered))
         if covers(near.vv, near.joins):
             near.joins, near.rejoins = {}, False
+            for other in near.peers.values():
+                self._pull(other)
 
     # -- time
 

@@ -113,3 +113,14 @@ def test_rows_that_are_still_to_be_taken_wait_for_somebody_who_has_them() -> Non
     assert ours.near.joins == {FAR: 8}
     ours.link("a", {FAR: 8})
     assert ("a", f.SnapshotWant(1)) in ours.sent()
+
+
+def test_another_history_is_asked_for_once_the_rows_are_here() -> None:
+    """What it brings is joined with rows: it waits for them."""
+    ours = Receiver("", vv={})
+    ours.near.parted = {FAR: 5}
+    ours.link("a", {FAR: 8}, floor={FAR: 6})
+    assert [frame for _, frame in ours.sent()] == [f.SnapshotWant(1)]
+    ours.inflow.rows_end(ours["a"], f.SnapshotEnd(1, {FAR: 8}, {FAR: 6}), ours.now_ms)
+    assert ("a", f.Want(FAR, 5, again=True)) in ours.sent()
+    assert ours["a"].pulls == {FAR: 8}
