@@ -257,7 +257,8 @@ class Inflow:
             raise PeerError(f"{peer.node} sent a record of this node's own actor")
         duplicated: set[int] = set()
         for raw, record in zip(raws, records, strict=True):
-            if record.hlc >= peer.pulls.get(record.actor, NO_WAKE_MS):
+            pulled_to = peer.pulls.get(record.actor)
+            if pulled_to is not None and record.hlc >= pulled_to:
                 del peer.pulls[record.actor]
             if record.hlc <= self._near.vv.get(record.actor, 0):
                 peer.holds(record.actor, record.hlc)
