@@ -86,11 +86,17 @@ class MemberFaults:
         nodes = self._cluster.nodes
         if name not in nodes:
             return False
+        others = [n for n in nodes.values() if n.name != name and self._keeps(n)]
         return any(
-            _has(nodes[name], row)
-            and not any(_has(n, row) for n in nodes.values() if n.name != name)
+            _has(nodes[name], row) and not any(_has(other, row) for other in others)
             for row in self._lost
         )
+
+    def _keeps(self, node: Node) -> bool:
+        """Whether it is not about to give its rows up: nobody has removed it."""
+        up = [other for other in self._up() if other is not node]
+        known = all(node.name in other.membership.members.roster.members for other in up)
+        return known and (node.life is None or node.admits())
 
     def _removed(self) -> bool:
         names = sorted(self._cluster.nodes)

@@ -30,7 +30,9 @@ def test_resident_memory_is_bounded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     grown = json.loads(done.stdout.splitlines()[-1])
     print({name: f"{size / MIB:.1f} MiB" for name, size in grown.items()})
-    # The bounds are of estimates; decoded rows in Python and freed pages come on top.
+    # The bounds are of estimates; decoded rows in Python and freed pages come on top, more of them
+    # where the index lags on a busy machine. Without the bounds all of it would be there.
     bound = user.LIMITS["rows_memory_bytes"] + user.LIMITS["pinned_bytes_max"]
-    assert grown["rows"] < 1.75 * bound, grown
+    assert 3 * bound < stored, "the bounds would not show"
+    assert grown["rows"] < 3 * bound, grown
     assert grown["sessions"] < 3 * user.LIMITS["documents_memory_bytes"], grown
