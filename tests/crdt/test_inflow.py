@@ -423,3 +423,17 @@ def test_a_log_that_is_too_short_ends_the_asking() -> None:
     peer = receiver.link("c", {FAR: 8})
     receiver.inflow.offered(peer, FAR, NOW_MS)
     assert not peer.pulls
+
+
+@pytest.mark.parametrize("hlc", [NO_WAKE_MS, (1 << 64) - 1])
+def test_a_record_above_all_clocks_of_which_nothing_was_pulled_waits_like_any_other(
+    hlc: int,
+) -> None:
+    receiver = Receiver()
+    receiver.records("a", raw(FAR, 1), raw(FAR, hlc, 1))
+    assert [record.hlc for _, record in receiver.take().writes] == [1]
+    assert receiver.near.vv[FAR] == 1
+    assert not receiver["a"].pulls
+    receiver["a"].pulls[FAR] = 9
+    receiver.records("a", raw(FAR, hlc, 1))
+    assert not receiver["a"].pulls, "it shows that all that was asked for has come"

@@ -126,3 +126,10 @@ def test_a_removal_outdates_more_than_a_floor_does() -> None:
     assert outdated(7, frozenset({7}), {}, {}) == "was removed from the members that {} knows"
     assert outdated(7, frozenset({8}), {7: 4}, {7: 5}) == "is behind what {} has collected"
     assert outdated(7, frozenset({8}), {7: 5}, {7: 5}) == ""
+
+
+def test_an_actor_is_known_once_a_report_or_a_removal_names_it() -> None:
+    roster = Roster()
+    entered(roster, Member("eu-1", 7, (5,), {}, 0), 40)
+    assert roster.load(removal_key(6), removal_delta({}, "us-1", (50, 9)))
+    assert roster.unknown((5, 6, 7, 8, 9)) == {8, 9}

@@ -111,6 +111,17 @@ def test_an_emptied_store_starts_with_an_empty_vector() -> None:
     assert here.vv_hash() != held
 
 
+def test_a_store_that_kept_its_rows_starts_with_what_they_count_for() -> None:
+    here = near()
+    here.advance(OWN, 5)
+    here.gc_floor = {OWN: 3}
+    here.restart(8, {}, {OWN: 4})
+    assert here.vv == {OWN: 4}
+    assert here.gc_floor == {OWN: 3}, "it has still collected that far"
+    assert not here.rejoins
+    assert here.vv_hash() == f.vv_hash({OWN: 4})
+
+
 def test_who_is_reached_by_way_of_others_is_no_neighbour() -> None:
     here = near(peer("a", 2, "b", "me", z=3), peer("b", 3, "c"))
     assert beyond("me", here.peers) == {"c", "z"}

@@ -28,6 +28,7 @@ from roost_crdt.rows.layout import (
     HEAD,
     TYPE_BY_NAME,
     TYPE_COUNTER,
+    TYPE_DOC,
     TYPE_MAP,
     TYPE_RATE,
     TYPE_REGISTER,
@@ -252,3 +253,14 @@ def test_counter_and_map_rows_travel() -> None:
     fields = maps.put({}, {b"f": "1"}, (5, A), 0)
     raw = encode_record(Record(A, 5, 0, _ops(TYPE_MAP, fields)))
     assert _rows(decode_record(raw)) == fields
+
+
+def test_rows_of_documents_have_a_bound_of_their_own() -> None:
+    """They are dear to read: so much of them is refused before any is looked at."""
+    ops = tuple(RowOp(row_key(b"d%d" % at, b"\x0b"), TYPE_DOC, bytes(100)) for at in range(3))
+    raw = encode_record(Record(A, 2, 1, ops))
+    with pytest.raises(CorruptData, match="300 bytes of rows of documents; at most 299"):
+        decode_record(raw, doc_bytes_max=299)
+    with pytest.raises(CorruptData) as refused:
+        decode_record(raw, doc_bytes_max=300)
+    assert "rows of documents" not in str(refused.value), "now they are read"

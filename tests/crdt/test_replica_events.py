@@ -184,6 +184,38 @@ def test_a_neighbour_that_takes_a_snapshot_holds_up_collection() -> None:
     assert not replica.gives_rows
 
 
+def test_a_node_is_known_by_its_actor_from_its_greeting_on() -> None:
+    replica = alone()
+    replica.link_up("x", greeting(), NOW_MS)
+    assert replica.nodes == {1: "me", 9: "x"}
+    replica.link_down("x", NOW_MS)
+    assert replica.nodes == {1: "me", 9: "x"}, "its records may still come from others"
+
+
+def test_histories_of_which_there_are_two_are_told_and_asked_for() -> None:
+    replica = alone({1: 50, 4: 30})
+    replica.forked({4: 20}, {9: (3, 5)})
+    assert f.decode_greeting(replica.greeting()).crossed == {9: (3, 5)}
+    replica.link_up("x", greeting(vv={4: 25}), NOW_MS)
+    assert f.Want(4, 20, again=True) in frames_of(replica), "though 30 are held here"
+
+
+def test_who_has_lost_rows_sends_no_snapshot_until_it_has_them_again() -> None:
+    replica = alone()
+    lost = {7}
+    replica.lacking(lambda: frozenset(lost))
+    replica.link_up("x", greeting(), NOW_MS)
+    hear(replica, f.SnapshotWant(1))
+    assert replica.take_effects().scans == []
+    assert replica.gives_rows
+    lost.clear()
+    assert [(node, after) for node, after, _ in replica.take_effects().scans] == [("x", b"")]
+    replica.rows_scanned("x", b"", [op(b"k")], NOW_MS)
+    assert frames_of(replica) == [f.SnapshotRows(1, [tuple(op(b"k"))])]
+    replica.rows_scanned("x", op(b"k").row_key, [], NOW_MS)
+    assert [type(frame) for frame in frames_of(replica)] == [f.SnapshotEnd]
+
+
 def test_of_many_refused_neighbours_only_some_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,7 +16,7 @@ from roost_crdt.fold import call_entry, turn_entry
 from roost_crdt.home import ACTOR_LEAP, CHAIN_START, Epoch, Meta, Update, Whole, chain_next
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.sessions.copy import COMPACT_UPDATES, SessionCopy
-from roost_crdt.sessions.table import SessionTable
+from roost_crdt.sessions.table import SessionTable, prefix_of
 
 SID = "s1"
 HOME, STANDBY = 1, 2
@@ -195,6 +195,38 @@ def test_a_head_in_memory_only_is_stored_with_the_next_step() -> None:
     assert home.reloaded().meta.acked_n == 0
     home.turn("two")
     assert home.reloaded().meta.acked_n == 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_damaged_on_disk_is_stored_again_from_memory(broken: bool) -> None:
+    home = Held()
+    for n in range(3):
+        home.turn(f"{n}", {"f": b"%d" % n})
+    stored = [key for key in home.rows.written if key.startswith(prefix_of(SID))]
+    for key in stored:
+        home.rows.written[key] = b"\xc1"
+    home.rows.written[stored[0] + b"-of another name"] = b"\xc1"
+    if broken:
+        home.copy.document.broken = True
+        assert not home.copy.store_again([*stored, stored[0] + b"-of another name"])
+        assert home.copy.meta.base_n == 0
+        return
+    assert home.copy.store_again([*stored, stored[0] + b"-of another name"])
+    assert len(home.table.document(SID)) == 1
+    assert home.copy.meta.base_n == home.copy.meta.n == 3
+    home.agrees_with_disk()
+    home.turn("3")
+    home.agrees_with_disk()
+    assert home.texts() == ["0", "1", "2", "3"]
+
+
+def test_a_document_that_is_not_in_memory_replaces_nothing_on_disk() -> None:
+    home = Held()
+    home.turn("one")
+    again = home.reloaded()
+    before = dict(home.rows.written)
+    assert not again.store_again(list(before))
+    assert home.rows.written == before
 
 
 # -- the standby's steps

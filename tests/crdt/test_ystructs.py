@@ -12,6 +12,7 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.testing.edits import edit
 from roost_crdt.ystructs import (
     Structs,
+    TooManyStructs,
     check_depth,
     delete_update,
     read_structs,
@@ -197,3 +198,21 @@ def test_runs_of_what_can_be_read_are_those_of_the_rest() -> None:
     assert readable_runs(good) == due
     assert readable_runs([good[0], b"garbage", *good[1:], b"", good[2][:-2]]) == due
     assert readable_runs([]) == {}
+
+
+def test_more_structs_than_were_asked_for_are_counted_before_they_are_read() -> None:
+    """Three in one client's run; and two runs together."""
+    yjs = pycrdt.Doc[pycrdt.Text](client_id=3)
+    other = pycrdt.Doc[pycrdt.Text](client_id=4)
+    for doc, texts in ((yjs, 3), (other, 2)):
+        for at in range(texts):
+            doc.get(f"r{at}", type=pycrdt.Text).insert(0, "x")
+    for update, structs in (
+        (yjs.get_update(), 3),
+        (pycrdt.merge_updates(yjs.get_update(), other.get_update()), 5),
+    ):
+        assert sum(run.end - run.start for run in read_structs(update, structs).ranges) == structs
+        with pytest.raises(TooManyStructs, match="too many structs"):
+            read_structs(update, structs - 1)
+    with pytest.raises(TooManyStructs):
+        read_structs(b"\1\x7f\5\0", 126)
