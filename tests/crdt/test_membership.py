@@ -6,8 +6,10 @@ import pytest
 from membership_kit import Cluster
 
 from roost_crdt.errors import Busy
+from roost_crdt.frames import decode_greeting
 from roost_crdt.members import covers
 from roost_crdt.membership import MemberStore
+from roost_crdt.record import Record, encode_record
 
 
 def ready(*names: str) -> Cluster:
@@ -83,6 +85,72 @@ def test_a_removed_node_reseeds_and_brings_only_what_nobody_had() -> None:
     assert cluster["c"].store.actor != before
     assert cluster.shown("c", b"old") is None
     cluster.until(lambda: cluster.entered("a") == {"a", "b", "c"})
+
+
+def test_a_removed_node_that_misses_nothing_keeps_its_rows_and_reports_to_get_back_in() -> None:
+    """Nobody would ever know of its new actor if it waited for that with its report."""
+    cluster = ready("a", "b", "c")
+    cluster.put("a", b"k", b"v")
+    cluster.until(cluster.same)
+    c = cluster["c"]
+    rows, before = dict(c.rows(b"k")), c.store.actor
+    cluster["b"].membership.remove("c")
+    cluster.until(lambda: c.membership.reseeding.reports)
+    assert c.membership.reseeding.keeps
+    with pytest.raises(Busy):
+        c.membership.admit()
+    assert c.rows(b"k") == rows
+    cluster.until(lambda: not c.membership.reseeding.stage)
+    assert c.store.actor != before
+    assert c.rows(b"k") == rows
+    cluster.until(lambda: cluster.same() and cluster.entered("a") == {"a", "b", "c"})
+
+
+def test_a_record_that_passes_over_what_was_held_is_told_to_all_who_link() -> None:
+    """Its node alone can tell whether that was another history of its actor."""
+    a = Cluster("a")["a"]
+    record = Record(77, 9, 0, ())
+    assert a.membership.accept(encode_record(record), record)
+    assert not decode_greeting(a.replica.greeting()).crossed, "nothing was held"
+    for next_one, taken in (
+        (Record(77, 12, 9, ()), True),
+        (Record(77, 11, 10, ()), False),
+        (Record(77, 20, 10, ()), True),
+    ):
+        assert a.membership.accept(encode_record(next_one), next_one) is taken
+    assert decode_greeting(a.replica.greeting()).crossed == {77: (12,)}
+
+
+@pytest.mark.parametrize("case", ["more", "another history", "no news", "own head"])
+def test_what_a_member_reports_of_this_actor_is_compared_with_its_history(case: str) -> None:
+    """A member that is no neighbour never greets this node."""
+    cluster = ready("a", "b", "c")
+    cluster.until(cluster.same)
+    cluster.wait(2_000)
+    a = cluster["a"]
+    a.excused_rollbacks += 1
+    found: list[tuple[str, int, int]] = []
+    a.membership._rolled_back = lambda *args: found.append(args)
+    actor, head = a.store.actor, a.store.vv[a.store.actor]
+    cluster.put("a", b"k", b"v")
+    a.flush()
+    cluster.until(cluster.same)
+    hlc = {
+        "more": a.store.vv[actor] + (1 << 30),
+        "another history": head + 1,
+        "no news": 0,
+        "own head": head,
+    }[case]
+    assert a.store.vv[actor] > head + 1
+    member = a.membership.members.roster.nodes["c"]
+    told = {**member.vv, actor: hlc}
+    a.membership.members.roster.nodes["c"] = member._replace(vv=told)
+    a.membership.tick()
+    assert found == ([("c", actor, hlc)] if case in ("more", "another history") else [])
+    parted = a.membership.forking.parted
+    assert parted == (case == "another history"), "what was written since is noted"
+    a.membership.tick()
+    assert len(found) <= 1, "each report is looked at once"
 
 
 def test_nothing_is_reported_by_a_node_whose_clock_is_refused() -> None:

@@ -101,6 +101,29 @@ def test_only_what_is_lacking_is_written_again() -> None:
         assert mine.key_rows(b"both").rows == peer.key_rows(b"both").rows
 
 
+@pytest.mark.parametrize(("page_bytes", "pages"), [(1, 3), (1 << 20, 1)])
+def test_much_is_exported_in_pages_of_whole_keys(
+    page_bytes: int, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page is what one record has to hold when it is written again."""
+    mine = open_store(seed=1)
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    for at in range(3):
+        put_field(mine, b"m%d" % at, b"f", b"1")
+        put_field(mine, b"m%d" % at, b"g", b"2")
+    mine.flush()
+    monkeypatch.setattr(module, "_PAGE_BYTES", page_bytes)
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, BEHIND)
+    work.tick()
+    kept = [reseeding_module._decode_page(raw) for _, raw in mine.scan(KIND_META, PAGES)]
+    assert len(kept) == pages
+    assert [one.key for page in kept for one in page] == [b"m0", b"m1", b"m2"]
+    to_the_end(work, mine, peer)
+    assert [fields(mine, b"m%d" % at) for at in range(3)] == [{b"f": b"1", b"g": b"2"}] * 3
+
+
 @pytest.mark.parametrize("case", ["found", "too far back", "no record ends there"])
 def test_increments_count_once_wherever_their_base_is_found(
     case: str, monkeypatch: pytest.MonkeyPatch

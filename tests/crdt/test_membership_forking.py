@@ -14,6 +14,7 @@ from membership_kit import incr as incr_store
 from roost_crdt import values
 from roost_crdt.errors import CorruptData, Full
 from roost_crdt.logformat import KIND_META
+from roost_crdt.members import Member, member_delta, member_key
 from roost_crdt.membership import forking
 from roost_crdt.record import decode_record
 from roost_crdt.rows import counter, encode_row, rate, register
@@ -28,6 +29,7 @@ from roost_crdt.rows.layout import (
     VALUE,
     Delta,
     Rows,
+    actor_of,
 )
 from roost_sim.disk import Disk
 from roost_sim.node import Node
@@ -247,9 +249,16 @@ def test_forks_have_a_bound_and_survive_a_restart(monkeypatch: pytest.MonkeyPatc
 class Alone:
     """A store that went back in time, and what it had written before that; no neighbours."""
 
-    def __init__(self, theirs: Callable[[Store], None], mine: Callable[[Store], None]) -> None:
+    def __init__(
+        self,
+        theirs: Callable[[Store], None],
+        mine: Callable[[Store], None],
+        last: Callable[[Store], None] = lambda store: None,
+    ) -> None:
+        """`last` is what both histories have after 100 of the counter."""
         store = open_store()
         incr_store(store, b"c", 100)
+        last(store)
         store.flush()
         image, self.actor, self.since = store.disk.image(), store.actor, store.vv[store.actor]
         theirs(store)
@@ -342,6 +351,60 @@ def test_much_is_written_in_several_records(monkeypatch: pytest.MonkeyPatch) -> 
     assert records is not None
     assert len(records) == 5
     assert [value(alone.store, b"k%d" % at) for at in range(5)] == [b"v"] * 5
+
+
+@pytest.mark.parametrize(("looked_at", "counted"), [(2, 106), (1, 104)])
+def test_a_base_that_lies_too_far_back_leaves_the_join_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, looked_at: int, counted: int
+) -> None:
+    """Without it nobody can tell what both histories added; nothing is counted twice."""
+    monkeypatch.setattr(forking, "_BACK_MAX", looked_at)
+    alone = Alone(counting(2), counting(4), lambda store: put(store, b"k", b"v"))
+    alone.take()
+    assert count(alone.store, b"c") == counted
+
+
+def test_a_history_that_only_took_away_adds_nothing_again() -> None:
+    def theirs(store: Store) -> None:
+        stamp = store.stamp(NOW)
+        delta = counter.delete(store.key_rows(b"c").rows, stamp, NOW)
+        store.commit(stamp, [(b"c", TYPE_COUNTER, delta)])
+
+    alone = Alone(theirs, counting(4))
+    assert alone.forking.parted
+    alone.take()
+    assert count(alone.store, b"c") == 4
+    (fork,) = alone.forking._forks.values()
+    assert not [part for part in alone.store.key_rows(b"c").rows if actor_of(part) == fork.again]
+
+
+def test_reports_of_the_other_history_are_not_written_again() -> None:
+    """Members tell of themselves; what it said of itself is out of date."""
+    key = member_key("me")
+
+    def theirs(store: Store) -> None:
+        counting(2)(store)
+        stamp = store.stamp(NOW)
+        delta = member_delta({}, Member("me", store.actor, (), {}, 0), stamp)
+        store.commit(stamp, [(key, TYPE_REGISTER, delta)])
+
+    alone = Alone(theirs, counting(4))
+    alone.take()
+    assert count(alone.store, b"c") == 106
+    assert not alone.store.key_rows(key).rows
+
+
+def test_who_never_went_back_has_nothing_to_make_good() -> None:
+    alone = Alone(counting(2), counting(4))
+    other = open_store(seed=7)
+    alone.store = other
+    idle = alone.open()
+    assert not idle.parted
+    for record in alone.theirs:
+        idle.take(record)
+    idle.tick()
+    assert not idle.pending
+    assert not other.keys
 
 
 def test_what_waits_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
