@@ -126,7 +126,8 @@ class Ack(msgspec.Struct, array_like=True, tag=2, frozen=True):
 class Want(msgspec.Struct, array_like=True, tag=3, frozen=True):
     """Standby to home: the chain does not fit; send the whole document.
 
-    From the home that its epoch names to the standby: I hold nothing of it; take over.
+    From the home that its epoch names to the standby: I hold nothing of it; take over. Where
+    there is none to a former home: merge what you hold.
     """
 
     sid: str

@@ -19,7 +19,7 @@ Where nothing was collected in between, the result shows what a plain join would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from .hlc import Stamp, hlc_ms
@@ -56,7 +56,7 @@ from .rows.layout import (
 )
 from .rows.leaf import KIND_DEAD
 
-__all__ = ["Lacking", "is_lacking", "rewrite"]
+__all__ = ["Lacking", "is_lacking", "rewrite", "writers"]
 
 _COUNTS: Final = (TAG_ACTOR, TAG_FIELD_COUNTER)
 
@@ -96,17 +96,33 @@ def is_lacking(part: Part, row: Row, type_code: int, lacking: Lacking) -> bool:
 
     For rows whose records the log no longer holds: removals and resets do not show.
     """
-    if type_code == TYPE_REGISTER:
-        return lacking.has(*row[:2]) or lacking.has(*row[4:6])
-    if part[0] in (TAG_DOC, TAG_DOC_ERASURE):
-        return lacking.has(row_hlc(type_code, part, row), actor_of(part))
-    if part == HEAD:
-        return lacking.has(*row[-3:-1]) or (type_code == TYPE_MAP and lacking.has(*row[:2]))
     if part[0] in _COUNTS or part[0] == TAG_WINDOW:
         return _actor_of(part) in lacking.actors
+    return any(lacking.has(*stamp) for stamp in _stamps_of(part, row, type_code))
+
+
+def writers(part: Part, row: Row, type_code: int, vv: Mapping[int, int]) -> Iterator[int]:
+    """Actors whose writes a row holds that `vv` may lack: a reseed before, or who kept his rows,
+    has written them again in records of another actor."""
+    if part[0] in _COUNTS or part[0] == TAG_WINDOW:
+        yield _actor_of(part)
+        return
+    for hlc, actor in _stamps_of(part, row, type_code):
+        if hlc > vv.get(actor, 0):
+            yield actor
+
+
+def _stamps_of(part: Part, row: Row, type_code: int) -> tuple[Stamp, ...]:
+    """Of what a row shows, but for counts."""
+    if type_code == TYPE_REGISTER:
+        return row[:2], row[4:6]
+    if part[0] in (TAG_DOC, TAG_DOC_ERASURE):
+        return ((row_hlc(type_code, part, row), actor_of(part)),)
+    if part == HEAD:
+        return (row[-3:-1], row[:2]) if type_code == TYPE_MAP else (row[-3:-1],)
     if type_code == TYPE_SET:
-        return any(lacking.has(add, actor) for actor, add, _ in row[1])
-    return lacking.has(*row[:2])
+        return tuple((add, actor) for actor, add, _ in row[1])
+    return (row[:2],)
 
 
 def rewrite(type_code: int, held: Rows, exported: Rows, lacking: Lacking) -> Delta:

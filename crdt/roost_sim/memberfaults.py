@@ -143,6 +143,8 @@ class MemberFaults:
             return False
         node = self._random.choice(up)
         others = [other for other in up if other is not node]
+        if not all(self._keeps(other) for other in others):
+            return False
         names = [
             row_key(key, part)
             for key, held in sorted(node.store.keys.items())

@@ -215,7 +215,8 @@ def test_a_node_that_never_held_a_session_notes_it_only_if_it_is_named_home() ->
     assert frames_after(network, Deposed(SID, (3, "eu"), "ap")) == []
     assert us.shelf.meta(SID) is None
     assert frames_after(network, Deposed(SID, (3, "us"), "ap")) == [Want(SID, (3, "us"))]
-    assert frames_after(network, Deposed("alone", (3, "us"), None)) == []
+    wanted = [Want("alone", (3, "us"))]
+    assert frames_after(network, Deposed("alone", (3, "us"), None)) == wanted, "who told it"
     us.shelf.remember_stub("merge", (3, "us"), "ap")
     assert frames_after(network, Merge("merge", (3, "us"), b"")) == [
         Deposed("merge", (3, "us"), "ap"),
@@ -340,6 +341,24 @@ def test_a_home_that_lost_everything_begins_again_with_what_a_former_home_holds(
     us.commit(SID, "two")
     network.settle()
     assert eu.turns(SID) == ["one", "two"]
+
+
+def test_a_home_without_a_standby_that_lost_everything_asks_for_what_was_merged() -> None:
+    network = Network(("eu", "us"))
+    eu, us = network["eu"], network["us"]
+    eu.stream.begin(SID)
+    eu.commit(SID, "one")
+    network.settle()
+    merged = msgspec.structs.replace(eu.live(SID).meta, epoch=(5, "us"), standby=None)
+    eu.live(SID).set_meta(merged)
+    eu.rows.flush()
+    restore(network, "us", {})
+    network.start("us")
+    network.settle()
+    assert us.live(SID).meta.home == "us"
+    assert us.live(SID).meta.epoch[0] >= 5 + ACTOR_LEAP, "clear of what it may have written"
+    assert us.turns(SID) == eu.turns(SID) == ["one"]
+    assert not eu.live(SID).meta.unmerged
 
 
 def test_home_and_standby_that_lost_everything_begin_again_with_a_former_home() -> None:

@@ -8,10 +8,11 @@ import msgspec
 
 from roost_crdt.members import MEMBERS
 from roost_crdt.record import Record, RowOp, decode_record
-from roost_crdt.reseed import Lacking, is_lacking
+from roost_crdt.reseed import Lacking, is_lacking, writers
 from roost_crdt.rows import decode_row
 from roost_crdt.rows.layout import (
     HEAD,
+    RESERVED,
     TAG_ACTOR,
     TAG_FIELD_COUNTER,
     Part,
@@ -47,6 +48,8 @@ class Export:
         self.touched: dict[bytes, set[Part]] = {}
         self.logged = True
         """Whether the log told of all of it, also of what rows do not show."""
+        self.writers: set[int] = set()
+        """Actors whose writes the pages hold and the neighbour may lack."""
 
     def touch(self, actor: int) -> None:
         """Rows that records of an actor wrote and the neighbour lacks."""
@@ -79,11 +82,12 @@ class Export:
             self.touched.setdefault(key, set()).add(part)
 
     def pages(self) -> Iterator[list[Exported]]:
-        """The rows that were touched, as they are now."""
-        bases = _bases(self._store, self._lacking, self.touched)
+        """The rows that were touched, as they are now. Who has the reserved ones, which come last
+        and say what was written again, has the others too."""
+        bases = _bases(self._store, self._lacking.vv, self.touched)
         page: list[Exported] = []
         size = 0
-        for key, parts in sorted(self.touched.items()):
+        for key, parts in sorted(self.touched.items(), key=lambda item: _order(item[0])):
             one = self._exported(key, parts, bases)
             if one is None:
                 continue
@@ -107,6 +111,10 @@ class Export:
                 rows.append((part, op.body))
         if not rows or key.startswith(MEMBERS):
             return None
+        if not key.startswith(RESERVED):
+            for part, body in rows:
+                row = decode_row(type_code, part, body)
+                self.writers.update(writers(part, row, type_code, self._lacking.vv))
         known = {part: bases[key + b"\0" + part] for part in parts if key + b"\0" + part in bases}
         return Exported(key, type_code, rows, known)
 
@@ -120,8 +128,12 @@ class Export:
             after = page[-1].row_key
 
 
+def _order(key: bytes) -> tuple[bool, bytes]:
+    return key.startswith(RESERVED), key
+
+
 def _bases(
-    store: MemberStore, lacking: Lacking, touched: Mapping[bytes, Iterable[Part]]
+    store: MemberStore, vv: Mapping[int, int], touched: Mapping[bytes, Iterable[Part]]
 ) -> dict[bytes, tuple[int, int]]:
     """(p, n) of touched counter rows in the last record that the neighbour holds."""
     wanted: dict[int, set[bytes]] = {}
@@ -130,9 +142,8 @@ def _bases(
             if part[0] in _COUNTS:
                 wanted.setdefault(actor_of(part), set()).add(key + b"\0" + part)
     found: dict[bytes, tuple[int, int]] = {}
-    for actor in sorted(wanted.keys() & set(lacking.actors)):
-        left = wanted[actor]
-        for record in _back(store, actor, lacking.vv.get(actor, 0)):
+    for actor, left in sorted(wanted.items()):
+        for record in _back(store, actor, vv.get(actor, 0)):
             for op in record.ops:
                 if op.row_key in left:
                     row = decode_row(op.type, split_row_key(op.row_key)[1], op.body)
@@ -163,7 +174,7 @@ def bases_of(
     if told.keys().isdisjoint(lacking.actors):
         return one.bases
     raised = [part for part, _ in one.rows if part[0] in _COUNTS and actor_of(part) in told]
-    again = _bases(store, lacking, {one.key: raised})
+    again = _bases(store, lacking.vv, {one.key: raised})
     bases = {part: base for part, base in one.bases.items() if part not in raised}
     at = len(one.key) + 1
     return bases | {row_key[at:]: base for row_key, base in again.items()}

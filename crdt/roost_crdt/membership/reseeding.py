@@ -240,6 +240,7 @@ class Reseeding:
             for name in pages:
                 self._store.put(KIND_META, {name: None})
         keeps = keeps and export.logged
+        actors = (*sorted(export.writers.difference(actors)), *actors)
         self._mark(Marker("wipe", peer, vv, actors, floor, tails=tails, keeps=keeps))
         self._trigger = None
         self._flush()

@@ -132,6 +132,10 @@ class Intake:
             live.enter_epoch(node, peer, self._shelf.now_ms())
             live.confirmed = self._shelf.generation
             self._out.offer(live)
+        elif (meta.home, meta.standby, meta.epoch) == (peer, None, frame.epoch):
+            # The home that all was merged at has lost it since, and nobody stands by.
+            live.set_meta(msgspec.structs.replace(meta, unmerged=True))
+            self._out.send_unmerged(frame.sid)
 
     def _on_whole(self, peer: str, frame: Whole) -> None:
         before = self._shelf.meta(frame.sid)
@@ -276,16 +280,17 @@ class Intake:
             return
         after = self._shelf.learn(frame.sid, frame.epoch, frame.standby)
         self._tell_former(before, after)
-        self._ask_standby(after)
+        self._ask_standby(after, peer)
 
-    def _ask_standby(self, meta: Meta) -> None:
+    def _ask_standby(self, meta: Meta, heard_from: str | None = None) -> None:
         """Named home and holding nothing (its store is new, or from before the session), a node
-        asks its standby to take over."""
+        asks its standby to take over; without one, who told it for what that one holds."""
         node = self._shelf.node
-        if meta.held or meta.erased_ms or meta.home != node or meta.standby in (None, node):
+        asked = heard_from if meta.standby is None else meta.standby
+        if meta.held or meta.erased_ms or meta.home != node or asked in (None, node):
             return
-        assert meta.standby is not None
-        self._out.want(meta.standby, meta.sid, meta.epoch)
+        assert asked is not None
+        self._out.want(asked, meta.sid, meta.epoch)
 
     def _tell_former(self, before: Meta | None, after: Meta) -> None:
         """A home or standby that the new home may not know of (two first contacts) learns of it."""
