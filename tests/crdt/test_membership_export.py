@@ -26,9 +26,17 @@ from roost_crdt.membership import export as module
 from roost_crdt.membership import reseeding as reseeding_module
 from roost_crdt.membership.reseeding import PAGES
 from roost_crdt.record import decode_record
-from roost_crdt.rows import counter
+from roost_crdt.reseed import Lacking
+from roost_crdt.rows import counter, rate
 from roost_crdt.rows import map as map_rows
-from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_MAP, TYPE_REGISTER
+from roost_crdt.rows import set as set_rows
+from roost_crdt.rows.layout import (
+    TYPE_COUNTER,
+    TYPE_MAP,
+    TYPE_RATE,
+    TYPE_REGISTER,
+    TYPE_SET,
+)
 from roost_sim.store import Store
 
 
@@ -190,6 +198,50 @@ def test_what_others_wrote_and_only_this_node_holds_is_exported_too(logged: bool
     assert (value(mine, b"k"), count(mine, b"n")) == (b"third", 3)
     assert mine.key_rows(b"n").rows == third.key_rows(b"n").rows
     assert third.actor not in mine.vv, "its own records may still come"
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_somebody_wrote_again_is_exported_under_the_stamps_that_it_has(logged: bool) -> None:
+    """Who was removed and kept his rows writes them again as they are, in a record of his new
+    actor; whoever holds that record alone may have to reseed next."""
+    mine, writer, keeper = (open_store(seed=seed) for seed in (1, 3, 4))
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    put(writer, b"k", b"kept")
+    put_field(writer, b"m", b"f", b"kept")
+    incr(writer, b"n", 3)
+    stamp = writer.stamp(NOW)
+    added = set_rows.add({}, [b"x"], stamp, NOW)
+    rated = rate.add({}, 2, stamp, NOW, 60_000)
+    writer.commit(stamp, [(b"s", TYPE_SET, added), (b"r", TYPE_RATE, rated)])
+    keys = (b"k", b"m", b"n", b"s", b"r")
+    rows = {key: writer.key_rows(key) for key in keys}
+    keeper.commit((stamp[0] + 1, keeper.actor), [(k, rows[k].type, rows[k].rows) for k in keys])
+    raw = keeper.last_raw
+    mine.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+    mine.flush()
+    if not logged:
+        mine.records_after = lambda *_: None  # type: ignore[method-assign]
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, BEHIND)
+    to_the_end(work, mine, peer)
+    again = keys if logged else keys[:-1]  # without the log windows show no time of their own
+    assert {key: mine.key_rows(key).rows for key in again} == {key: rows[key].rows for key in again}
+
+
+def test_what_was_written_again_is_told_after_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever hears of that has the rest: reserved keys are the last page."""
+    monkeypatch.setattr(module, "_PAGE_BYTES", 1)
+    mine = open_store(seed=1)
+    put(mine, b"both", b"v")
+    peer = copied(mine)
+    stamp = mine.stamp(NOW)
+    mine.commit(stamp, [(rewritten_key(8), TYPE_REGISTER, rewritten_delta({}, 5, stamp))])
+    put(mine, b"k", b"v")
+    mine.flush()
+    export = module.Export(mine, Lacking({mine.actor}, peer.vv, (0, 0)))
+    export.touch(mine.actor)
+    assert [one.key for page in export.pages() for one in page] == [b"k", rewritten_key(8)]
 
 
 @pytest.mark.parametrize("collected", [True, False])

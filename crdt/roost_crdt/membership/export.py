@@ -15,8 +15,11 @@ from roost_crdt.rows.layout import (
     RESERVED,
     TAG_ACTOR,
     TAG_FIELD_COUNTER,
+    TAG_WINDOW,
     Part,
+    Row,
     actor_of,
+    birth_of,
     split_row_key,
 )
 
@@ -72,9 +75,17 @@ class Export:
             after = page[-1].row_key
             for op in page:
                 part = split_row_key(op.row_key)[1]
-                row = decode_row(op.type, part, op.body)
-                if is_lacking(part, row, op.type, self._lacking):
+                if self._shows(part, decode_row(op.type, part, op.body), op.type):
                     self._touch((op,))
+
+    def _shows(self, part: Part, row: Row, type_code: int) -> bool:
+        vv = self._lacking.vv
+        if is_lacking(part, row, type_code, self._lacking):
+            return True
+        if part[0] in _COUNTS:
+            return birth_of(part) > vv.get(actor_of(part), 0)
+        others = writers(part, row, type_code, vv) if part[0] != TAG_WINDOW else ()
+        return any(True for _ in others)
 
     def _touch(self, ops: tuple[RowOp, ...]) -> None:
         for op in ops:
