@@ -239,6 +239,27 @@ def test_a_stamp_from_the_future_is_got_rid_of() -> None:
     assert written[HEAD][:2] < (50, NEW)
 
 
+def test_what_was_reset_in_the_future_is_not_counted_again() -> None:
+    """Its reset is of its own row alone, and that row is got rid of."""
+    lacking = Lacking((ME,), {}, (50, NEW))
+    ahead = counter.add({}, 3, (9_000, ME), 0)
+    ahead |= counter.delete(ahead, (9_001, ME), 0)
+    assert rewrite(TYPE_COUNTER, {}, ahead, lacking) == {}
+    more = ahead | counter.add(ahead, 4, (9_002, ME), 0)
+    assert shown(TYPE_COUNTER, rewrite(TYPE_COUNTER, {}, more, lacking)) == 4
+
+
+def test_an_add_that_the_neighbour_has_by_another_way_is_not_written_again() -> None:
+    lacking = Lacking((ME,), {ME: 10}, (50, NEW))
+    held = set_rows.add({}, [b"e"], (20, ME), 0)
+    assert rewrite(TYPE_SET, held, held, lacking) == {}
+    again = held | set_rows.remove(held, [b"e"], 0)
+    assert rewrite(TYPE_SET, again, held, lacking) == {}, "nor is it added where it was removed"
+    newer = held | set_rows.add(held, [b"e"], (30, ME), 0)
+    (row,) = rewrite(TYPE_SET, held, newer, lacking).values()
+    assert row == (b"", ((ME, 30, 0),))
+
+
 def test_a_stamp_of_two_writers_leaves_the_neighbours_value_and_moves_the_expiry() -> None:
     """Nobody can tell whose write was acknowledged; what is newer of one's own is told apart."""
     lacking = Lacking((ME,), {ME: 10}, (50, NEW))
@@ -289,6 +310,9 @@ def test_what_rows_show_by_themselves() -> None:
     ):
         assert not any(is_lacking(p, row, type_code, lacking) for p, row in old.items())
         assert all(is_lacking(p, row, type_code, lacking) for p, row in new.items())
+    for actor, lacks in ((ME, True), (PEER, False)):
+        ((part, row),) = rate.add({}, 1, (9, actor), 50, 10).items()
+        assert is_lacking(part, row, TYPE_RATE, lacking) is lacks, "windows bear no stamps"
     assert is_lacking(HEAD, (11, ME, 0, 0, 0), TYPE_MAP, lacking)
     assert is_lacking(HEAD, (11, ME, 500), TYPE_COUNTER, lacking)
     assert not is_lacking(HEAD, (11, PEER, 500), TYPE_COUNTER, lacking)
