@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 from crdt.test_membership_reseeding import BEHIND, behind, reseeding, to_the_end
 from membership_kit import NOW, count, incr, open_store, put, value
@@ -58,34 +56,6 @@ def put_field(store: Store, key: bytes, name: bytes, text: bytes) -> None:
     stamp = store.stamp(NOW)
     delta = map_rows.put(store.key_rows(key).rows, {name: text}, stamp, NOW)
     store.commit(stamp, [(key, TYPE_MAP, delta)])
-
-
-def test_nothing_happens_without_a_reason_or_before_the_links_are_cut() -> None:
-    mine, peer = behind()
-    work = reseeding(mine)
-    work.tick()
-    assert work.stage == ""
-    greeting = Greeting(versions=(1,), cluster="c", node="peer", actor=9, vv={})
-    work._replica.link_up("peer", greeting, NOW)
-    work.trigger("peer", peer.vv, BEHIND)
-    for _ in range(3):
-        work.tick()
-    assert work.stage == "export"
-    assert value(mine, b"k") == b"unsent", "a frame under way may still bring a record"
-    work._replica.link_down("peer", NOW)
-    to_the_end(work, mine, peer)
-    assert value(mine, b"k") == b"unsent"
-
-
-def test_pages_of_an_export_that_was_not_finished_are_not_written() -> None:
-    mine, peer = behind()
-    mine.put(KIND_META, {PAGES + b"00000099": b"half a page"})
-    work = reseeding(mine)
-    work.trigger("peer", peer.vv, BEHIND)
-    work.tick()
-    assert PAGES + b"00000099" not in dict(mine.scan(KIND_META, PAGES))
-    to_the_end(work, mine, peer)
-    assert (value(mine, b"k"), count(mine, b"n")) == (b"unsent", 7)
 
 
 def test_only_what_is_lacking_is_written_again() -> None:
@@ -159,23 +129,6 @@ def test_increments_count_once_wherever_their_base_is_found(
     peer.accept_rows((), vv)
     to_the_end(work, mine, peer)
     assert count(mine, b"n") == 7
-
-
-def test_an_actor_that_was_taken_before_a_crash_is_not_taken_twice() -> None:
-    mine, peer = behind()
-    work = reseeding(mine)
-    work.trigger("peer", peer.vv, peer.vv)
-    while work.stage != "wipe":
-        work.tick()
-    old = mine.actor
-    mine.renew_actor(Random(5).randbytes)
-    new = mine.actor
-    mine.flush()
-    mine = open_store(mine.disk)
-    assert mine.actor == new != old
-    to_the_end(reseeding(mine), mine, peer)
-    assert mine.actor == new
-    assert value(mine, b"k") == b"unsent"
 
 
 @pytest.mark.parametrize("logged", [True, False])

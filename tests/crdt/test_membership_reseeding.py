@@ -12,7 +12,16 @@ from roost_crdt.errors import CorruptData, Full
 from roost_crdt.frames import Greeting
 from roost_crdt.hlc import Stamp
 from roost_crdt.logformat import KIND_META
-from roost_crdt.members import Member, Roster
+from roost_crdt.members import (
+    Member,
+    Roster,
+    member_delta,
+    member_key,
+    removal_delta,
+    removal_key,
+    rewritten_delta,
+    rewritten_key,
+)
 from roost_crdt.membership import export
 from roost_crdt.membership import reseeding as module
 from roost_crdt.membership.reseeding import MARKER, PAGES, Marker, Reseeding
@@ -84,6 +93,51 @@ def to_the_end(work: Reseeding, mine: Store, peer: Store, steps_max: int = 60) -
         mine.flush()
         steps_max -= 1
         assert steps_max
+
+
+def test_nothing_happens_without_a_reason_or_before_the_links_are_cut() -> None:
+    mine, peer = behind()
+    work = reseeding(mine)
+    work.tick()
+    assert work.stage == ""
+    greeting = Greeting(versions=(1,), cluster="c", node="peer", actor=9, vv={})
+    work._replica.link_up("peer", greeting, NOW)
+    work.trigger("peer", peer.vv, BEHIND)
+    for _ in range(3):
+        work.tick()
+    assert work.stage == "export"
+    assert value(mine, b"k") == b"unsent", "a frame under way may still bring a record"
+    work._replica.link_down("peer", NOW)
+    to_the_end(work, mine, peer)
+    assert value(mine, b"k") == b"unsent"
+
+
+def test_pages_of_an_export_that_was_not_finished_are_not_written() -> None:
+    mine, peer = behind()
+    mine.put(KIND_META, {PAGES + b"00000099": b"half a page"})
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, BEHIND)
+    work.tick()
+    assert PAGES + b"00000099" not in dict(mine.scan(KIND_META, PAGES))
+    to_the_end(work, mine, peer)
+    assert (value(mine, b"k"), count(mine, b"n")) == (b"unsent", 7)
+
+
+def test_an_actor_that_was_taken_before_a_crash_is_not_taken_twice() -> None:
+    mine, peer = behind()
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, peer.vv)
+    while work.stage != "wipe":
+        work.tick()
+    old = mine.actor
+    mine.renew_actor(Random(5).randbytes)
+    new = mine.actor
+    mine.flush()
+    mine = open_store(mine.disk)
+    assert mine.actor == new != old
+    to_the_end(reseeding(mine), mine, peer)
+    assert mine.actor == new
+    assert value(mine, b"k") == b"unsent"
 
 
 @pytest.mark.parametrize("crash_after", range(9))
@@ -262,6 +316,51 @@ def test_what_cannot_be_written_again_is_named_and_the_rest_goes_on() -> None:
     to_the_end(work, mine, peer)
     assert "writes to b'k' cannot be written again: damaged" in told
     assert "writes to b'n' are of another type than its rows now" in told
+
+
+def test_a_removal_that_only_this_node_knew_of_comes_back_and_its_own_report_does_not() -> None:
+    """Rows of the cluster's own keys are registers that nobody deletes: none was collected."""
+    mine, peer = behind()
+    for key, delta in (
+        (removal_key(7), removal_delta({}, "gone", stamp := mine.stamp(NOW))),
+        (member_key("x"), member_delta({}, Member("x", 9, (), {}, 0), stamp)),
+    ):
+        mine.commit(stamp, [(key, TYPE_REGISTER, delta)])
+        stamp = mine.stamp(NOW)
+    mine.flush()
+    held = dict(mine.key_rows(removal_key(7)).rows)
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, {5: stamp[0]})
+    to_the_end(work, mine, peer)
+    assert mine.key_rows(removal_key(7)).rows == held
+    assert not mine.key_rows(member_key("x")).rows
+
+
+def test_who_lacks_nothing_that_the_neighbour_has_writes_nothing() -> None:
+    mine, peer = open_store(seed=1), open_store(seed=2)
+    put(peer, b"p", b"theirs")
+    peer.flush()
+    work = reseeding(mine)
+    work.trigger("peer", peer.vv, BEHIND)
+    to_the_end(work, mine, peer)
+    assert value(mine, b"p") == b"theirs"
+    assert mine.actor not in mine.vv
+
+
+def test_what_is_said_to_be_written_again_already_is_not_said_twice() -> None:
+    """Another node that held the same has reseeded meanwhile, and held more."""
+    mine, peer = behind()
+    before, stamp = mine.actor, peer.stamp(NOW)
+    upto = mine.vv[before] + 1
+    peer.commit(stamp, [(rewritten_key(before), TYPE_REGISTER, rewritten_delta({}, upto, stamp))])
+    peer.flush()
+    work = reseeding(mine)
+    work.trigger("peer", {before: peer.vv[before]}, BEHIND)
+    to_the_end(work, mine, peer)
+    assert value(mine, b"k") == b"unsent"
+    roster = Roster()
+    assert roster.load(rewritten_key(before), mine.key_rows(rewritten_key(before)).rows)
+    assert roster.rewritten == {before: upto}
 
 
 def test_what_somebody_wrote_later_is_not_written_over() -> None:

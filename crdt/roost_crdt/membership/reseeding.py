@@ -203,7 +203,8 @@ class Reseeding:
             self._export(*self._trigger)
         elif self._marker is not None and self._marker.keeps:
             self._renew(self._marker)
-        elif self._marker is not None:
+        else:
+            assert self._marker is not None, "something is to be given up"
             self._wipe(self._marker)
 
     def _mark(self, marker: Marker | None) -> None:

@@ -9,7 +9,8 @@ from crdt.test_membership_reseeding import BEHIND, behind, reseeding, to_the_end
 from membership_kit import NOW, Cluster, count, incr, open_store, put, value
 
 from roost_crdt.frames import Greeting
-from roost_crdt.hlc import hlc_from_ms
+from roost_crdt.hlc import Hlc, hlc_from_ms
+from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.logformat import KIND_META
 from roost_crdt.members import Member, Roster
 from roost_crdt.membership.reseeding import MARKER, PAGES, Reseeding
@@ -127,6 +128,68 @@ def test_a_crash_after_any_step_is_gone_on_from(crash_after: int) -> None:
         for op in decode_record(raw, body_bytes_max=len(raw)).ops
     ]
     assert {b"k", b"n"} <= set(sent)
+
+
+def joining(mine: Store, peer: Store, roster: Roster) -> Reseeding:
+    work = reseeding(mine, roster=roster)
+    work.trigger("peer", peer.vv, {})
+    while work.stage != "join":
+        work.tick()
+    assert work.keeps
+    return work
+
+
+def test_an_actor_that_was_taken_before_a_crash_is_not_taken_twice() -> None:
+    mine, peer = behind()
+    roster = Roster()
+    work = reseeding(mine, roster=roster)
+    work.trigger("peer", peer.vv, {})
+    while work.stage != "wipe":
+        work.tick()
+    mine.renew_actor(Random(5).randbytes)
+    new = mine.actor
+    mine.flush()
+    mine = open_store(mine.disk)
+    join_again(reseeding(mine, roster=roster), mine, roster)
+    assert mine.actor == new
+    assert (value(mine, b"k"), count(mine, b"n")) == (b"unsent", 7)
+
+
+def test_what_has_gone_before_it_could_be_sent_is_not_sent() -> None:
+    """Somebody knew of it by another way, deleted it, and all have collected that."""
+    mine, peer = behind()
+    roster = Roster()
+    work = joining(mine, peer, roster)
+    mine.drop_rows([row_key(b"k", part) for part in mine.key_rows(b"k").rows])
+    join_again(work, mine, roster)
+    assert value(mine, b"k") is None
+    for raw in mine.records_after(mine.actor, 0, 1 << 20) or ():
+        assert peer.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+    assert (value(peer, b"k"), count(peer, b"n")) == (b"old", 7)
+
+
+def test_no_record_is_stamped_below_its_rows_where_the_clock_was_set_back() -> None:
+    """Nobody would take it; it waits until the clock has come so far again."""
+    mine, peer = behind()
+    ahead = hlc_from_ms(NOW + DEFAULT_LIMITS.clock_offset_max_ms // 2)
+    mine.clock.observe(ahead)
+    put(mine, b"k", b"ahead")
+    mine.flush()
+    roster = Roster()
+    work = joining(mine, peer, roster)
+    mine.clock = Hlc()
+    report(roster, {mine.actor: 1})
+    put(mine, b"report", b"")
+    for _ in range(3):
+        work.tick()
+    assert mine.vv[mine.actor] < ahead
+    assert work.stage == "join"
+    mine.clock.observe(ahead + 9)
+    join_again(work, mine, roster)
+    raws = mine.records_after(mine.actor, 0, 1 << 20) or ()
+    for raw in raws:
+        assert peer.accept(raw, decode_record(raw, body_bytes_max=len(raw)))
+    assert value(peer, b"k") == b"ahead"
 
 
 @pytest.mark.parametrize("why", ["behind", "stamps ahead", "no log", "rows are taken"])
