@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from roost_crdt import values
 from roost_crdt.hlc import hlc_from_ms
-from roost_crdt.reseed import Lacking, is_lacking, rewrite
+from roost_crdt.reseed import Lacking, is_lacking, rewrite, writers
 from roost_crdt.rows import Delta, Rows, counter, join_delta, rate, register
 from roost_crdt.rows import map as map_rows
 from roost_crdt.rows import set as set_rows
@@ -316,3 +316,28 @@ def test_what_rows_show_by_themselves() -> None:
     assert is_lacking(HEAD, (11, ME, 0, 0, 0), TYPE_MAP, lacking)
     assert is_lacking(HEAD, (11, ME, 500), TYPE_COUNTER, lacking)
     assert not is_lacking(HEAD, (11, PEER, 500), TYPE_COUNTER, lacking)
+
+
+def test_whose_writes_a_row_holds_that_a_vector_may_lack() -> None:
+    """Counts bear no stamps: that there are any is all that they show."""
+    vv = {ME: 20, PEER: 5}
+    put = register.put({}, b"v", (10, PEER))
+    put |= register.expire(put, (20, ME), 500)
+    clears = map_rows.put({}, {b"f": b""}, (4, PEER), 0)
+    clears |= map_rows.delete(clears, (6, PEER))
+    clears |= map_rows.put(clears, {b"f": b""}, (7, ME), 0)
+    clears |= map_rows.expire(clears, (21, ME), 500)
+    one = set_rows.add({}, [b"e"], (10, PEER), 0)
+    both = join_delta(TYPE_SET, one, set_rows.add({}, [b"e"], (3, GONE), 0))
+    for type_code, rows, wrote in (
+        (TYPE_REGISTER, put, [PEER]),
+        (TYPE_REGISTER, register.put({}, b"v", (5, PEER)), []),
+        (TYPE_SET, both, [PEER, GONE]),
+        (TYPE_MAP, {HEAD: clears[HEAD]}, [ME, PEER]),
+        (TYPE_MAP, map_rows.put({}, {b"f": b""}, (20, ME), 0), []),
+        (TYPE_COUNTER, counter.add({}, 1, (1, ME), 0), [ME]),
+        (TYPE_MAP, map_rows.add({}, b"n", 1, (1, GONE), 0), [GONE]),
+        (TYPE_RATE, rate.add({}, 1, (1, PEER), 50, 10), [PEER]),
+    ):
+        ((part, row),) = rows.items()
+        assert sorted(writers(part, row, type_code, vv)) == wrote
