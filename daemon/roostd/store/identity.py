@@ -95,7 +95,9 @@ def unlock(fd: int) -> None:
 
 def mark_clean(directory: Path, store_id: bytes) -> None:
     """Say, durably, that everything written has been synced and applied."""
-    fd = os.open(directory / _CLEAN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    # A store whose making a power loss cut short may have left one, of another id.
+    (directory / _CLEAN).unlink(missing_ok=True)
+    fd = os.open(directory / _CLEAN, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     try:
         os.write(fd, store_id)
         os.fsync(fd)
