@@ -60,7 +60,8 @@ def sync_directory(path: Path) -> None:
 def create(directory: Path, number: int, size: int) -> Segment:
     """A new zero-filled segment, file and name durable. OSError (ENOSPC): nothing is left."""
     path = directory / f"{number:016d}{SUFFIX}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    path.unlink(missing_ok=True)  # a power loss may have left half of one
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     try:
         left = size
         while left:
