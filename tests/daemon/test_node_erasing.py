@@ -23,11 +23,11 @@ def everything(file: Path) -> bytes:
 
 async def speak(node: Node) -> str:
     token = (await node.sessions.open(None, SID)).token
-    for number in range(3):
+    for number in range(20):  # more pages than LMDB writes again before it stops
         done = await node.sessions.commit(
             SID,
             token,
-            messages=[b'{"role":"user","content":"%d %s"}' % (number, SECRET)],
+            messages=[b'{"role":"user","content":"%d %s"}' % (number, SECRET * 100)],
             turn_id=None,
             base=None,
             put={"kv_cache_index": {"field": b'"%s"' % SECRET}},
