@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import re
+import socket
 import sys
 from base64 import b64encode
 from dataclasses import replace
@@ -39,6 +40,7 @@ data = "{home}/data"
 cluster = "test"
 [listen]
 unix = "{home}/r.sock"
+gossip = "127.0.0.1:{port}"
 [gossip]
 insecure = true
 [token]
@@ -128,7 +130,9 @@ async def sessions(node: Node) -> int:
 async def use(home: Path) -> dict[str, int]:
     (home / "keys").mkdir(parents=True)
     generate(home / "keys", "a-k1")
-    (home / "roost.toml").write_text(CONFIG.format(home=home))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (home / "roost.toml").write_text(CONFIG.format(home=home, port=port))
     node = Node(load(home / "roost.toml", {}))
     node.limits = replace(node.limits, **LIMITS)
     await node.start()
