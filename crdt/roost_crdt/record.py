@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from roost_crdt.errors import CorruptData
 from roost_crdt.limits import DEFAULT_LIMITS
-from roost_crdt.rows import Part, Row, StampReused, decode_row, encode_row, join_row, row_hlc
+from roost_crdt.rows import Part, Row, decode_row, encode_row, kept_row, row_hlc
 from roost_crdt.rows.layout import TYPE_DOC, split_row_key
 from roost_crdt.rows.wire import U64, SmallInt, decoder, encode
 
@@ -112,8 +112,8 @@ def coalesce(records: Sequence[Record]) -> Record:
         for op, decoded in zip(record.ops, decode_rows(record.ops), strict=True):
             name = (op.row_key, op.type)
             mine = held.get(name)
-            row = decoded.row if mine is None else _joined(mine[1], decoded)
-            held[name] = (decoded.part, row)
+            part, row = decoded.part, decoded.row
+            held[name] = (part, row if mine is None else kept_row(op.type, part, mine[1], row))
     ops = tuple(
         RowOp(name, type_code, encode_row(type_code, part, row))
         for (name, type_code), (part, row) in held.items()
@@ -134,12 +134,3 @@ def chain_next(chain: bytes, hash_of_record: bytes) -> bytes:
     hashed = _CHAIN_HASH.copy()
     hashed.update(chain + hash_of_record)
     return hashed.digest()
-
-
-def _joined(mine: Row, theirs: DecodedRow) -> Row:
-    try:
-        return join_row(theirs.type, theirs.part, mine, theirs.row)
-    except StampReused as error:
-        # Whoever accepted these records has raised the alarm already.
-        kept: Row = error.kept
-        return kept

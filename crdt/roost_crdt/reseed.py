@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from .hlc import Stamp, hlc_ms
-from .rows import doc, rate, register, row_hlc
+from .rows import doc, kept_row, rate, row_hlc
 from .rows.expiry import NO_EXPIRY
 from .rows.layout import (
     HEAD,
@@ -44,7 +44,6 @@ from .rows.layout import (
     Part,
     Row,
     Rows,
-    StampReused,
     actor_of,
     actor_part,
     birth_of,
@@ -134,7 +133,7 @@ def _register(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
     mine, row = held.get(VALUE), exported.get(VALUE)
     if row is None:
         return {}
-    joined = row if mine is None else _joined(mine, row)
+    joined = row if mine is None else kept_row(TYPE_REGISTER, VALUE, mine, row)
     if lacking.has(*row[:2]) and joined[:2] == row[:2] and (mine is None or mine[:2] != row[:2]):
         known = mine is not None or row[2] == KIND_DEAD
         expiry = (*lacking.again(joined[4:6], held=known), joined[6]) if joined[4] else NO_EXPIRY
@@ -142,14 +141,6 @@ def _register(held: Rows, exported: Rows, lacking: Lacking) -> Delta:
     if mine is not None and lacking.has(*row[4:6]) and joined[4:] == row[4:] != mine[4:]:
         return {VALUE: (*mine[:4], *lacking.again(row[4:6], held=True), row[6])}
     return {}
-
-
-def _joined(mine: Row, row: Row) -> Row:
-    try:
-        return register.join(mine, row)
-    except StampReused as reused:
-        kept: Row = reused.kept
-        return kept
 
 
 def _expiry(mine: Row | None, row: Row, lacking: Lacking) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from roost_crdt.rows import (
     encode_row,
     join_delta,
     join_row,
+    kept_row,
     layout,
     row_hlc,
 )
@@ -143,6 +144,14 @@ def test_a_reused_stamp_is_raised_after_all_is_joined() -> None:
             join_delta(layout.TYPE_MAP, {f: mine}, {f: theirs, g: other})
         assert isinstance(raised.value, ActorReused)
         assert {f: mine, **raised.value.kept} == {f: high, g: other}
+
+
+def test_of_two_bodies_under_one_stamp_all_keep_the_same() -> None:
+    f = layout.field_part(b"f")
+    low, high, newer = (5, 1, 1, b"a", 0), (5, 1, 1, b"b", 0), (6, 1, 1, b"", 0)
+    for a, b in ((low, high), (high, low)):
+        assert kept_row(layout.TYPE_MAP, f, a, b) == high
+        assert kept_row(layout.TYPE_MAP, f, a, newer) == newer
 
 
 def test_equal_rows_are_no_change() -> None:

@@ -29,7 +29,7 @@ from roost_crdt.hlc import Stamp
 from roost_crdt.logformat import KIND_META
 from roost_crdt.record import Record, decode_record
 from roost_crdt.replica import Replica
-from roost_crdt.rows import Delta, decode_row, encode_row, join_delta, join_row
+from roost_crdt.rows import Delta, decode_row, encode_row, join_delta, kept_row
 from roost_crdt.rows import set as set_rows
 from roost_crdt.rows.layout import (
     HEAD,
@@ -278,7 +278,7 @@ class Forking:
                 row = decode_row(op.type, part, op.body)
                 known = theirs.get(op.row_key)
                 if known is not None and known.type == op.type:
-                    row = _joined(op.type, part, known.row, row)
+                    row = kept_row(op.type, part, known.row, row)
                 theirs[op.row_key] = Theirs(op.type, row, record.hlc)
         stamp = self._store.stamp(self._now_ms())
         for page in _pages(self._again(fork, theirs, stamp)):
@@ -359,14 +359,6 @@ def _pages(ops: Iterable[tuple[bytes, int, Delta]]) -> Iterator[list[tuple[bytes
                 page, size = [], 0
     if page:
         yield page
-
-
-def _joined(type_code: int, part: Part, a: Row, b: Row) -> Row:
-    try:
-        return join_row(type_code, part, a, b)
-    except StampReused as reused:
-        kept: Row = reused.kept
-        return kept
 
 
 def _join(type_code: int, held: Rows, rows: Rows) -> Delta:

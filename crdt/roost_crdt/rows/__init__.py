@@ -61,6 +61,7 @@ __all__ = [
     "encode_row",
     "join_delta",
     "join_row",
+    "kept_row",
     "map",
     "rate",
     "register",
@@ -141,6 +142,18 @@ def join_row(type_code: int, part: Part, a: Row, b: Row) -> Row:
     codec = _CODECS.get(type_code << 8 | part[0])
     assert codec is not None, _no_codec(type_code, part[0])
     return codec.join(a, b)
+
+
+def kept_row(type_code: int, part: Part, a: Row, b: Row) -> Row:
+    """The join of two rows, also of two bodies under one stamp: the one that all nodes keep.
+
+    For rows that were taken before: whoever took the second one has raised the alarm.
+    """
+    try:
+        return join_row(type_code, part, a, b)
+    except StampReused as error:
+        kept: Row = error.kept
+        return kept
 
 
 def join_delta(type_code: int, rows: Rows, delta: Delta) -> Delta:

@@ -17,7 +17,7 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.limits import Limits
 from roost_crdt.logformat import Entry
 from roost_crdt.record import RowOp, decode_record, decode_rows
-from roost_crdt.rows import encode_row
+from roost_crdt.rows import encode_row, kept_row
 from roost_crdt.rows.layout import Part, Row
 from roostd.log import Log
 from roostd.logrecovery import REPAIR, Position
@@ -27,7 +27,7 @@ from roostd.store.lostpairs import LostPairs
 from roostd.store.reads import names as names_of
 from roostd.store.replay import decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
-from roostd.store.state import KEY_VALUE_KINDS, State, joined
+from roostd.store.state import KEY_VALUE_KINDS, State
 from roostd.store.suspects import ALL
 
 _READ_BYTES = 64 << 10
@@ -181,7 +181,7 @@ class LogRows:
             if before is None:
                 self._bytes += len(op.row_key) + len(op.body)
             elif before[0] == type_code:
-                row = joined(type_code, part, before[2], row)
+                row = kept_row(type_code, part, before[2], row)
             self._rows[op.row_key] = (type_code, part, row)
 
     def _write(self) -> None:

@@ -20,10 +20,10 @@ from roost_crdt.rows import (
     decode_row,
     encode_row,
     join_delta,
-    join_row,
+    kept_row,
     row_hlc,
 )
-from roost_crdt.rows.layout import Part, Row, Rows, split_row_key, unseal
+from roost_crdt.rows.layout import Part, Rows, split_row_key, unseal
 from roostd.index import Index
 from roostd.logrecovery import REPAIR
 from roostd.sealing import META_OWN
@@ -171,7 +171,7 @@ class State:
             self.clock.observe(row_hlc(type_code, part, row))
             delta, raw = deltas.setdefault((key, type_code), ({}, {}))
             if part in delta:
-                row = joined(type_code, part, delta[part], row)
+                row = kept_row(type_code, part, delta[part], row)
                 op = op._replace(body=encode_row(type_code, part, row))
             delta[part] = row
             raw[part] = op
@@ -272,15 +272,6 @@ def encoded_ops(ops: Sequence[tuple[bytes, int, Delta]]) -> tuple[list[RowOp], i
             found.append(op)
             size += len(op[0]) + len(op[2])
     return found, size
-
-
-def joined(type_code: int, part: Part, mine: Row, theirs: Row) -> Row:
-    """Two rows as one; of two bodies with one stamp the one that all nodes keep."""
-    try:
-        return join_row(type_code, part, mine, theirs)
-    except StampReused as exc:
-        kept: Row = exc.kept
-        return kept
 
 
 def check_items(kind: int, items: Mapping[bytes, bytes | None]) -> None:

@@ -32,7 +32,7 @@ from roost_crdt.rows import (
     decode_row,
     encode_row,
     join_delta,
-    join_row,
+    kept_row,
     row_hlc,
 )
 from roost_crdt.rows.layout import (
@@ -105,14 +105,6 @@ def show(type_code: int, rows: Rows) -> Any:
     return values.exists(type_code, rows, now_ms), values.expires_ms(type_code, rows, now_ms), shown
 
 
-def kept(type_code: int, part: bytes, a: Row, b: Row) -> Row:
-    try:
-        return join_row(type_code, part, a, b)
-    except StampReused as error:
-        row: Row = error.kept
-        return row
-
-
 class Held:
     """What a node holds already: one row of each seed, to join mutants with."""
 
@@ -133,10 +125,12 @@ class Held:
         rows = self.rows.get((type_code, key), {})
         mine = rows.get(part)
         if mine is not None:
-            joined = kept(type_code, part, mine, row)
-            assert joined == kept(type_code, part, row, mine)
+            joined = kept_row(type_code, part, mine, row)
+            assert joined == kept_row(type_code, part, row, mine)
             assert (
-                kept(type_code, part, joined, row) == joined == kept(type_code, part, joined, mine)
+                kept_row(type_code, part, joined, row)
+                == joined
+                == kept_row(type_code, part, joined, mine)
             )
             assert decode_row(type_code, part, encode_row(type_code, part, joined)) == joined
         try:
