@@ -35,7 +35,7 @@ from typing import Any
 import lmdb
 
 from roost_crdt import logformat
-from roost_crdt.errors import CorruptData
+from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.rows.layout import TYPE_REGISTER, is_sealed
 from roostd import pages
 from roostd.sealing import KIND_NAMES, Writes, sealed_pairs, unsealed
@@ -51,6 +51,8 @@ _STEPS_MAX = 16
 """Rows of a key that a listing of keys goes through before it looks for the next key."""
 _PASSING_BYTES_MAX = 256 << 10
 _REGISTER = bytes([TYPE_REGISTER])
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system refuses: nothing is known to be wrong with the file."""
 
 
 def _yield() -> None:
@@ -60,6 +62,14 @@ def _yield() -> None:
 def u64(value: int) -> bytes:
     """An integer as meta stores it."""
     return value.to_bytes(8, "big")
+
+
+def newer_schema(path: Path, schema: int) -> ConfigError:
+    """The error for an index, at `path`, of a release that is newer than this one."""
+    return ConfigError(
+        f"{path.parent}: the store has schema {schema}, this release reads {SCHEMA}; run the "
+        "release that wrote it, or start with an empty node.data and let neighbours fill it"
+    )
 
 
 def is_disk_error(exc: lmdb.Error) -> bool:
@@ -73,7 +83,8 @@ class Index:
     """The LMDB environment. Reads from any thread, `write` from one thread at a time."""
 
     def __init__(self, path: Path, size_max: int) -> None:
-        """Open or create. CorruptData if the files are not a usable LMDB environment,
+        """Open or create. CorruptData if the files are not a usable LMDB environment, OSError if
+        this process may not open them, ConfigError if a newer release has written them,
         another lmdb.Error (`is_disk_error`) if the disk does not take what opening writes."""
         self.path = path
         self.size_max = size_max
@@ -101,7 +112,10 @@ class Index:
             self._rows = self._env.open_db(b"rows")
             self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
             if self._env.stat()["entries"] != len(KIND_NAMES) + 1:
+                schema = int.from_bytes(self.meta(b"schema") or b"", "big")
                 self._env.close()
+                if schema > SCHEMA:
+                    raise newer_schema(path, schema)
                 # Opening makes a database whose name is damaged anew, and empty.
                 raise CorruptData(
                     f"{path}: the name of a database is damaged; run: roost check DIR --repair"
@@ -109,6 +123,8 @@ class Index:
         except lmdb.Error as exc:
             if is_disk_error(exc):
                 raise
+            if getattr(exc, "code", None) in _REFUSALS:
+                raise OSError(exc.code, os.strerror(exc.code), str(self.data_file)) from exc
             raise CorruptData(
                 f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
             ) from exc

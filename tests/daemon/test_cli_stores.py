@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 from click.testing import CliRunner, Result
 from store_kit import NOW, Stores, applied, incr, put
@@ -17,7 +20,7 @@ from roost_crdt.logformat import KIND_SESSION
 from roost_crdt.sessions.table import base_item, head_item, update_item, view_items
 from roostd.cli.main import main
 from roostd.index import Index
-from roostd.store import Store
+from roostd.store import Store, StoreFailed
 
 
 def roost(*args: str | Path, status: int = 0) -> Result:
@@ -163,3 +166,112 @@ def test_progress_is_told_of_what_takes_long(
     assert "rows 100%" in told
     assert "sessions 2" in told
     assert roost("check", tmp_path / "b", "--json").stderr == ""
+
+
+class Served:
+    """A daemon's side of a backup, as far as the command asks it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, request: Any) -> dict[bytes, Any]:
+        cursor = b"".join(request.commands[0][1:])
+        page = self._store.backup(cursor, {"node": "eu-1"}, NOW, os.urandom(16))
+        return {name.encode(): part for name, part in page._asdict().items()}
+
+
+@pytest.fixture
+def served(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roostd.cli.daemon.roost.connect", lambda *_, **__: Served(store))
+
+
+@pytest.mark.usefixtures("served")
+def test_a_backup_replaces_a_backup_and_nothing_else(tmp_path: Path) -> None:
+    file, other, pipe = tmp_path / "f", tmp_path / "roost.toml", tmp_path / "pipe"
+    (tmp_path / "f.partial").write_bytes(b"of a backup that was killed" * 99_999)
+    (tmp_path / "f.partial").chmod(0o644)
+    roost("backup", file)
+    first = file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "f.partial").exists()
+    roost("backup", file)
+    assert file.read_bytes() != first, "each has an id of its own"
+    roost("restore", file, tmp_path / "b")
+    other.write_text("[node]")
+    assert "is not a backup of roost; give another name" in roost("backup", other, status=1).stderr
+    assert other.read_text() == "[node]"
+    os.mkfifo(pipe)
+    for name in (pipe, "/dev/null", "-", "", tmp_path):
+        roost("backup", name, status=2)
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "g.partial").symlink_to(other)
+    roost("backup", tmp_path / "g", status=1)
+    assert other.read_text() == "[node]"
+
+
+@pytest.mark.usefixtures("served")
+def test_a_full_disk_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("roostd.cli.stores.os.fsync", full)
+    refused = roost("backup", tmp_path / "f", status=1).stderr
+    assert f"{tmp_path / 'f.partial'}: [Errno 28] No space left on device (" in refused
+    assert "bytes free on that disk); nothing is left" in refused
+    assert list(tmp_path.glob("f*")) == []
+
+
+def test_a_restore_from_a_stream_is_refused_before_anything_is_made(
+    store: Store, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused = roost("restore", tmp_path / "pipe", tmp_path / "b", status=2).stderr
+    assert "it is read twice, so it must be a file" in refused
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_belongs_to_who_runs_the_daemon(store: Store, tmp_path: Path) -> None:
+    write_backup(store, tmp_path / "f")
+    (tmp_path / "b").mkdir()
+    os.chown(tmp_path / "b", 65534, 65534)
+    roost("restore", tmp_path / "f", tmp_path / "b")
+    roost("check", tmp_path / "b")
+    (tmp_path / "b" / "index" / "lock.mdb").chmod(0o660)
+    (tmp_path / "b" / "index" / "data.mdb").write_bytes(b"noise" * 9_000)
+    roost("check", tmp_path / "b", "--repair")
+    made = [path for path in (tmp_path / "b").rglob("*") if "damaged" not in str(path)]
+    assert {path.name for path in made} >= {"index", "log", "clean", "lock", "data.mdb"}
+    assert {path.stat().st_uid for path in made} == {65534}
+    assert (tmp_path / "b" / "index" / "lock.mdb").stat().st_mode & 0o777 == 0o660
+
+
+def test_who_may_not_read_finds_no_damage(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair would throw away what only its owner can read."""
+
+    def refused(path: str, **_: object) -> object:
+        denied = lmdb.Error(f"{path}: Permission denied")
+        denied.code = errno.EACCES  # type: ignore[attr-defined]
+        raise denied
+
+    store.close()
+    before = sorted(store._path.iterdir())
+    monkeypatch.setattr("roostd.index.lmdb.open", refused)
+    for repair in ((), ("--repair",)):
+        told = roost("check", store._path, *repair, status=1).stderr
+        assert "Permission denied" in told
+        assert "run this as the user who may write there" in told
+    assert sorted(store._path.iterdir()) == before
+    with pytest.raises(StoreFailed, match="must belong to the user that roostd runs as"):
+        Stores(tmp_path).open("a")

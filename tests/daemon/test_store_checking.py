@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_kit import NOW, Stores, applied, count, incr, put, root_of, value
@@ -14,6 +16,7 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import KIND_META, KIND_SESSION, KIND_SPEND, SEGMENT_HEADER_BYTES
 from roost_crdt.record import decode_record
 from roostd.index import Index
+from roostd.sealing import sealed_pairs
 from roostd.store import Store, StoreLocked, check, repair
 
 
@@ -33,7 +36,7 @@ def write(store: Store, first: int, last: int) -> None:
     for number in range(first, last):
         put(store, b"k:%02d" % number, b"%d" % number * 20)
         incr(store, b"c")
-        store.put(KIND_SPEND, {b"g": b"%d" % number})
+        store.put(KIND_SPEND, {b"g": b"%d" % number, b"g%02d" % number: b"%d spent" % number})
         store.flush()
 
 
@@ -229,3 +232,58 @@ def test_a_repair_that_was_cut_short_is_done_again(
     again.put(KIND_SESSION, {b"s": b"v"})
     again.flush()
     assert value(stores.reopen(again), b"new") == b"v"
+
+
+class Killed(BaseException):
+    """The process is gone; Index.write did not return."""
+
+
+@pytest.mark.parametrize("what", ["a row", "a pair", "a page"])
+def test_a_killed_repair_loses_nothing_that_the_log_holds(
+    stores: Stores, store: Store, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of its writes. In between the store is none: damage is gone from it,
+    and what it has lost is not back yet."""
+    vv = dict(store.vv)
+    store.close(clean=False)
+    sound, write = stores.base / "sound", Index.write
+    if what == "a row":
+        spoil_a_row(store)
+    elif what == "a pair":
+        data = store._path / "index" / "data.mdb"
+        ((_, sealed),) = sealed_pairs(KIND_SPEND, [(b"g03", b"3 spent")])
+        assert sealed in data.read_bytes()
+        data.write_bytes(data.read_bytes().replace(sealed or b"", b"turned bits"))
+    else:
+        flip(store._path / "index" / "data.mdb", 16)
+    shutil.copytree(store._path, sound)
+    for moment in range(20):
+        shutil.rmtree(store._path)
+        shutil.copytree(sound, store._path)
+        calls = iter(range(100))
+
+        def killed(*args: Any, at: int = moment, calls: Any = calls) -> None:
+            write(*args)
+            if next(calls) == at:
+                raise Killed
+
+        monkeypatch.setattr(Index, "write", killed)
+        with suppress(Killed):
+            repair(store._path, os.urandom)
+            break
+        monkeypatch.undo()
+        if (store._path / "repairing").exists():
+            with pytest.raises(CorruptData, match="a repair of it did not finish; repair again"):
+                stores.open()
+            with pytest.raises(CorruptData, match="did not finish"):
+                check(store._path)
+        assert repair(store._path, os.urandom).done
+        assert check(store._path).problems == []
+        again = stores.open()
+        assert len(again.keys(b"k:", b"", 100, NOW)) == 20, moment
+        assert again.get(KIND_SPEND, b"g") == b"19"
+        assert again.get(KIND_SPEND, b"g03") == b"3 spent"
+        assert count(again, b"c") == 20
+        assert again.vv.items() <= vv.items()
+        again.close()
+    assert moment >= 4

@@ -6,6 +6,7 @@ power_loss_writer.py, closed cleanly.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tarfile
@@ -18,7 +19,7 @@ from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import KIND_META
 from roostd import store as stores
 from roostd.index import SCHEMA, Index, u64
-from roostd.sealing import KIND_NAMES
+from roostd.sealing import KIND_NAMES, sealed_pairs
 from roostd.store import StoreFailed, upgrading
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -134,3 +135,41 @@ def test_a_turned_bit_of_the_schema_is_told_from_another_release(old: Path, bit:
     with pytest.raises((CorruptData, ConfigError)):
         upgrading.check_schema(index)
     index.close()
+
+
+def test_a_damaged_index_of_another_schema_is_left_to_its_release(old: Path) -> None:
+    """Without checksums a repair cannot tell which entries are whole, and would drop them all."""
+    data = old / "index" / "data.mdb"
+    raw = data.read_bytes()
+    data.write_bytes(raw[:16] + b"noise" + raw[21:])
+    assert stores.check(old).problems
+    with pytest.raises(ConfigError, match="it is of schema 1, of which this release"):
+        stores.repair(old, os.urandom)
+    assert data.read_bytes() == raw[:16] + b"noise" + raw[21:]
+    assert not (old / "repairing").exists()
+    assert not (old / "index.salvaging").exists()
+
+
+def test_a_newer_store_is_refused_whatever_else_is_wrong_with_it(old: Path) -> None:
+    """With a database that this release does not know, and with a damaged page."""
+    open_store(old).close()
+    env = lmdb.open(str(old / "index"), max_dbs=9, map_size=1 << 20)
+    newer = {b"schema": u64(SCHEMA + 1), b"layout": u64(SCHEMA + 1)}
+    with env.begin(write=True, db=env.open_db(b"meta")) as txn:
+        for name, stored_as in sealed_pairs(KIND_META, sorted(newer.items())):
+            txn.put(name, stored_as or b"")
+    env.open_db(b"of later")
+    env.close()
+    data = old / "index" / "data.mdb"
+    raw = data.read_bytes()
+    for content in (raw, raw[:16] + b"noise" + raw[21:]):
+        data.write_bytes(content)
+        for attempt in (lambda: open_store(old), lambda: stores.repair(old, os.urandom)):
+            with pytest.raises((ConfigError, CorruptData), match=r"schema 3|damaged"):
+                attempt()
+        assert data.read_bytes() == content
+    with pytest.raises(ConfigError, match="it is of schema 3"):
+        stores.repair(old, os.urandom)
+    data.write_bytes(raw)
+    with pytest.raises(ConfigError, match="has schema 3, this release reads 2; run the release"):
+        open_store(old)

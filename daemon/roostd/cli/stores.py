@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -23,6 +24,7 @@ from roostd.cli.daemon import FAILED, Daemon, daemon_command, json_text, moment
 from roostd.store import StoreFailed, StoreLocked, restore, verify_backup
 from roostd.store import check as check_store
 from roostd.store import repair as repair_store
+from roostd.store.backupformat import MAGIC, open_backup
 from roostd.store.checking import Findings
 
 __all__ = ["backup", "check", "restore_"]
@@ -56,15 +58,20 @@ class Progress:
 def backup(daemon: Daemon, file: Path) -> None:
     """Write a backup of a daemon's store to FILE while it works.
 
-    FILE appears whole or not at all; one that is there already is replaced then. It shows the
-    store as of one log entry, holds every tenant's data, and only its owner may read it.
+    FILE appears whole or not at all; a backup that is there already is replaced then. It shows
+    the store as of one log entry, holds every tenant's data, and only its owner may read it.
     """
+    if file.name in ("", "-") or (file.exists() and not file.is_file()):
+        raise click.UsageError(
+            f"FILE is {str(file)!r}: a backup is put into the place of a file; give it a name"
+        )
     aside = file.with_name(file.name + ".partial")
-    with _failures(daemon.as_json), _held(aside) as out:
+    with _failures(daemon.as_json):
+        _refuse_other_files(file)
+    with _failures(daemon.as_json), _held(aside) as fd:
         progress = Progress(daemon.as_json)
-        size = _copy(daemon, out, progress)
-        out.flush()
-        os.fsync(out.fileno())
+        size = _copy(daemon, fd, progress)
+        os.fsync(fd)
         verified = verify_backup(aside, progress)
         aside.rename(file)
         _sync_directory(file.parent)
@@ -87,32 +94,59 @@ def backup(daemon: Daemon, file: Path) -> None:
     daemon.show(found, text)
 
 
+def _refuse_other_files(file: Path) -> None:
+    """A slip of the keyboard replaces no configuration, and no index of a store."""
+    if not file.exists() or not file.stat().st_size:
+        return
+    with open_backup(file) as there:
+        if there.read(len(MAGIC)) != MAGIC:
+            raise StoreFailed(
+                f"{file}: is there already and is not a backup of roost; give another name, or "
+                "move it away"
+            )
+
+
 @contextmanager
-def _held(path: Path) -> Iterator[BinaryIO]:
+def _held(path: Path) -> Iterator[int]:
     """The file that a backup grows in; gone if the backup fails, replaced if one was killed."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "r+b") as out:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(fd)
+            if not os.path.samestat(found, path.stat()):
+                raise FileNotFoundError  # the other backup has just ended
         except OSError:
             raise StoreLocked(f"{path}: another backup is writing it") from None
-        out.truncate()
+        if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+            raise StoreFailed(f"{path}: belongs to somebody else; delete it, or give another name")
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
         try:
-            yield out
-        except BaseException:
+            yield fd
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                room = os.statvfs(path.parent)
+                raise StoreFailed(
+                    f"{path}: {error} ({room.f_bavail * room.f_frsize} bytes free on that disk); "
+                    "nothing is left of this backup"
+                ) from error
             raise
+    finally:
+        os.close(fd)
 
 
-def _copy(daemon: Daemon, out: BinaryIO, progress: Progress) -> int:
+def _copy(daemon: Daemon, fd: int, progress: Progress) -> int:
     """Bring chunk after chunk; the bytes written. An answer that is lost is asked for again."""
     cursor, size, moved_s = b"", 0, time.monotonic()
     while True:
         page = as_map(daemon.ask("ROOST.BACKUP", *([cursor] if cursor else [])))
-        chunk = page["chunk"]
+        chunk = memoryview(page["chunk"])
         if chunk:
-            out.write(chunk)
             size += len(chunk)
+            while chunk:
+                chunk = chunk[os.write(fd, chunk) :]
             moved_s = time.monotonic()
         elif time.monotonic() - moved_s > STALLED_S:
             raise StoreFailed(
@@ -146,7 +180,9 @@ def restore_(file: Path, directory: Path, as_json: bool) -> None:
     as node.data beside its old neighbours, and what was written since comes back from them. It
     serves sessions once each configured neighbour has said which were erased.
     """
-    with _failures(as_json):
+    if not file.is_file():
+        raise click.UsageError(f"FILE is {str(file)!r}: it is read twice, so it must be a file")
+    with _failures(as_json, "; nothing can be made of it: restore another backup"):
         done = restore(file, directory, random_bytes=os.urandom, progress=Progress(as_json))
     head, end = done.verified.head, done.verified.end
     found = {
@@ -234,8 +270,9 @@ def _tell(directory: Path, findings: Findings, done: list[str], left: list[str])
 
 
 @contextmanager
-def _failures(as_json: bool) -> Iterator[None]:
-    """Print what went wrong and leave with 1; RoostErrors of commands with a daemon go on."""
+def _failures(as_json: bool, corrupt: str = "") -> Iterator[None]:
+    """Print what went wrong and leave with 1; RoostErrors of commands with a daemon go on.
+    `corrupt` is put behind what is said of damage."""
     try:
         yield
     except RoostError as error:
@@ -243,9 +280,11 @@ def _failures(as_json: bool) -> Iterator[None]:
             raise
         _fail(error.code, error.message, as_json)
     except CorruptData as error:
-        _fail("CORRUPT", str(error), as_json)
+        _fail("CORRUPT", f"{error}{corrupt}", as_json)
     except StoreLocked as error:
         _fail("LOCKED", str(error), as_json)
+    except PermissionError as error:
+        _fail("FAILED", f"{error}; run this as the user who may write there", as_json)
     except (ConfigError, StoreFailed, OSError) as error:
         _fail("FAILED", str(error), as_json)
 

@@ -67,23 +67,28 @@ def silent(what: str, done: int, total: int) -> None:
 
 def check(path: Path, progress: Progress = silent) -> Findings:
     """Read a whole store. StoreLocked if a daemon has it open, ConfigError if it is of
-    another schema; damage is in the findings."""
+    another schema, OSError if its files may not be opened; damage is in the findings."""
     lock_fd = identity.lock(path)
     try:
-        findings = Findings()
-        _check_pages(path, findings, progress)
-        index = None if findings.problems else open_index(path, findings)
-        if index is not None:
-            try:
-                check_rows(index, findings, progress)
-                check_pairs(index, findings)
-                _check_sessions(index, findings, progress)
-                _check_log(path, index, findings, progress)
-            finally:
-                index.close()
-        return findings
+        return read_all(path, progress)
     finally:
         identity.unlock(lock_fd)
+
+
+def read_all(path: Path, progress: Progress) -> Findings:
+    """The same, of a store that the caller has locked."""
+    findings = Findings()
+    _check_pages(path, findings, progress)
+    index = None if findings.problems else open_index(path, findings)
+    if index is not None:
+        try:
+            check_rows(index, findings, progress)
+            check_pairs(index, findings)
+            _check_sessions(index, findings, progress)
+            _check_log(path, index, findings, progress)
+        finally:
+            index.close()
+    return findings
 
 
 def _check_pages(path: Path, findings: Findings, progress: Progress) -> None:
@@ -92,6 +97,7 @@ def _check_pages(path: Path, findings: Findings, progress: Progress) -> None:
     if not data.exists() or not data.stat().st_size:
         findings.problems.append(f"{data}: the index is gone")
         return
+    data.open("rb").close()  # who may not read it finds no damage
     findings.problems += pages.inspect(
         data, lambda done, total: progress("index pages", done, total)
     )

@@ -22,6 +22,9 @@ _CLEAN = "clean"
 _LOCK = "lock"
 RESTORING = "restoring"
 """A file that is there while a backup is being restored: what lies beside it is not a store."""
+REPAIRING = "repairing"
+"""The same while a repair changes the store: damage may be gone from it, and what it has lost not
+back yet."""
 
 
 class StoreLocked(Exception):
@@ -59,9 +62,9 @@ def why_new_actor(before: Surroundings, now: Surroundings, clean: bool) -> str:
     return ""
 
 
-def lock(directory: Path) -> int:
+def lock(directory: Path, *, repair: bool = False) -> int:
     """Take the store's lock and return its descriptor. StoreLocked names who has it; CorruptData
-    where a restore did not finish."""
+    where a restore did not finish, or (but for another `repair`) a repair."""
     fd = lock_only(directory)
     if (directory / RESTORING).exists():
         os.close(fd)
@@ -69,12 +72,18 @@ def lock(directory: Path) -> int:
             f"{directory}: a restore into it did not finish, so it is not a store; restore again: "
             "roost restore FILE DIR"
         )
+    if not repair and (directory / REPAIRING).exists():
+        os.close(fd)
+        raise CorruptData(
+            f"{directory}: a repair of it did not finish; repair again: roost check DIR --repair"
+        )
     return fd
 
 
 def lock_only(directory: Path) -> int:
     """The same, whatever else is there."""
     fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    give_to_owner(directory, directory / _LOCK)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
@@ -91,6 +100,31 @@ def lock_only(directory: Path) -> int:
 
 def unlock(fd: int) -> None:
     os.close(fd)
+
+
+def mark(directory: Path, name: str) -> None:
+    """Put down `RESTORING` or `REPAIRING`, durably."""
+    fd = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    os.fsync(fd)
+    os.close(fd)
+    sync_directory(directory)
+
+
+def unmark(directory: Path, name: str) -> None:
+    """Take the mark away, durably: what is there is a store again."""
+    (directory / name).unlink()
+    sync_directory(directory)
+
+
+def give_to_owner(directory: Path, *made: Path) -> None:
+    """What root has made in a store belongs to whom the store belongs to, or its daemon could not
+    open it."""
+    owner = directory.stat()
+    if os.geteuid() or not owner.st_uid:
+        return
+    for path in made:
+        for each in (path, *path.rglob("*")):
+            os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def mark_clean(directory: Path, store_id: bytes) -> None:

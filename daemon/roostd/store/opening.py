@@ -89,6 +89,11 @@ def open_parts(
         identity.unlock(lock_fd)
         if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
             raise unreadable(path, exc) from exc
+        if isinstance(exc, PermissionError):
+            raise StoreFailed(
+                f"{path}: the store cannot be opened: {exc}; all of it must belong to the user "
+                f"that roostd runs as: chown -R USER {path}"
+            ) from exc
         if isinstance(exc, (lmdb.Error, OSError)):
             room = os.statvfs(path)
             raise StoreFailed(

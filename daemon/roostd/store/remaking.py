@@ -18,7 +18,7 @@ from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import split_row_key, unseal
 from roostd import pages, segments
-from roostd.index import Index
+from roostd.index import SCHEMA, Index, u64
 from roostd.sealing import KIND_NAMES, PLAIN_META, sealed_pairs
 from roostd.store import suspects
 from roostd.store.identity import surroundings
@@ -136,8 +136,8 @@ def _copy_whole(data: Path, making: Path, size_max: int, counts: dict[bytes, int
 
 def _put_plain(data: Path, index: Index, plain: dict[bytes, set[bytes]]) -> None:
     """The pairs of meta that have no checksum: each of them is repeated, or made at each start."""
-    if index.meta(b"layout") is None or index.meta(b"applied") is None:
-        raise CorruptData(f"{data}: the index has no names in meta")
+    if index.meta(b"layout") != u64(SCHEMA) or index.meta(b"applied") is None:
+        raise CorruptData(f"{data}: the index has no names in meta, or they are another release's")
     pairs = {b"schema": index.meta(b"layout"), b"applied_seq": index.meta(b"applied")}
     for name in PLAIN_META - pairs.keys():
         found = plain.get(name, set())
@@ -167,6 +167,9 @@ def _set_sums(index: Index, lost: int) -> frozenset[int]:
 
 def swap(path: Path, making: Path, aside: str = "") -> str:
     """Let a new index take the place of the old one; the old one's new name, "" if it is gone."""
+    for name in ("data.mdb", "lock.mdb", ""):  # who may read the one may read the other
+        if (path / "index" / name).exists():
+            (making / name).chmod((path / "index" / name).stat().st_mode & 0o777)
     segments.sync_directory(making)
     making.rename(path / SALVAGED)
     segments.sync_directory(path)

@@ -13,17 +13,20 @@ taken in again, and so brings back damaged rows and pairs whose last write it st
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lmdb
 import msgspec
 
 from roost_crdt import logformat
-from roost_crdt.errors import CorruptData
+from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import Entry, Group, Secret
 from roostd import segments
 from roostd.index import SCHEMA, Index, u64
+from roostd.log import StoreFailed
 from roostd.sealing import KIND_NAMES
 from roostd.store import identity, suspects
 from roostd.store.applier import sealed_row
@@ -32,12 +35,12 @@ from roostd.store.checking import (
     Progress,
     Repaired,
     all_groups,
-    check,
     check_pairs,
     check_rows,
     listing,
     map_margin,
     open_index,
+    read_all,
     silent,
 )
 from roostd.store.checksessions import check_sessions, drop_sessions
@@ -46,6 +49,7 @@ from roostd.store.remaking import SALVAGED, WRITE_BYTES, carry, digest_of, move_
 from roostd.store.replay import redo
 from roostd.store.state import State
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs
+from roostd.store.upgrading import OLDEST, UPGRADING
 
 _META = logformat.KIND_META
 
@@ -53,31 +57,54 @@ _META = logformat.KIND_META
 def repair(
     path: Path, random_bytes: Callable[[int], bytes], progress: Progress = silent
 ) -> Repaired:
-    """Make a damaged store one that opens, if `check` finds anything; else change nothing."""
-    findings = check(path, progress)
-    if not findings.problems:
-        return Repaired(findings, [])
-    lock_fd = identity.lock(path)
+    """Make a damaged store one that opens, if `check` finds anything; else change nothing.
+
+    Raises what `check` does, and StoreFailed where the disk is full or fails.
+    """
+    lock_fd = identity.lock(path, repair=True)
     try:
-        return Repaired(findings, _repair(path, findings, random_bytes, progress))
+        findings = read_all(path, progress)
+        begun = (path / identity.REPAIRING).exists()
+        if begun:
+            findings.problems.append(f"{path}: a repair of it did not finish")
+        if not findings.problems:
+            return Repaired(findings, [])
+        done = _repair(path, findings, not begun, random_bytes, progress)
+        identity.give_to_owner(path, *path.iterdir())
+        identity.unmark(path, identity.REPAIRING)
+        return Repaired(findings, done)
+    except PermissionError:
+        raise
+    except (lmdb.Error, OSError) as exc:
+        room = os.statvfs(path)
+        raise StoreFailed(
+            f"{path}: the repair did not finish: {exc} ({room.f_bavail * room.f_frsize} bytes free "
+            "on the disk); see to that, then repair again: roost check DIR --repair"
+        ) from exc
     finally:
         identity.unlock(lock_fd)
 
 
 def _repair(
-    path: Path, before: Findings, random_bytes: Callable[[int], bytes], progress: Progress
+    path: Path,
+    before: Findings,
+    whole: bool,
+    random_bytes: Callable[[int], bytes],
+    progress: Progress,
 ) -> list[str]:
+    """`whole`: nothing that the findings do not tell may have been lost before."""
     done: list[str] = []
-    findings, whole = before, True
+    findings = before
     index = None if before.index_damaged else open_index(path, Findings())
     if index is None:
-        whole = _salvage(path, done, random_bytes, progress)
+        whole = _salvage(path, done, random_bytes, progress) and whole
         index = open_index(path, Findings())
         assert index is not None, "it was just made"
         findings = Findings()
         check_rows(index, findings, progress)
         check_pairs(index, findings)
     try:
+        identity.mark(path, identity.REPAIRING)
         _mend(path, index, findings, whole, done, progress)
         aside = move_aside(path, "log")
         if aside:
@@ -106,6 +133,8 @@ def _mend(
         index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
         done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
         whole = False
+    if findings.digest_differs:
+        whole = False  # of rows that are gone without a trace nothing else tells
     if index.meta(suspects.NAME) is not None:
         index.write((), {_META: [(suspects.NAME, None)]})
         whole = False
@@ -156,15 +185,34 @@ def _salvage(
     size = data.stat().st_size if data.exists() else 0
     index = Index(making, 2 * size + map_margin(path))
     try:
-        read, whole = carry(data, index, progress) if size else (0, False)
+        plain: dict[bytes, set[bytes]] = {}
+        read, whole = carry(data, index, progress, plain) if size else (0, False)
+        _refuse_other_schema(path, index, plain)
         _name(path, index, random_bytes)
     finally:
         index.close()
+    identity.mark(path, identity.REPAIRING)
     aside = swap(path, making)
     if aside:
         done.append(f"the index could not be used; it is now {aside}")
     done.append(f"{read} of its entries could be read and are in the new one")
     return whole
+
+
+def _refuse_other_schema(path: Path, index: Index, plain: dict[bytes, set[bytes]]) -> None:
+    """ConfigError if what was salvaged is of another release, whose entries look otherwise."""
+    layout = index.meta(b"layout")
+    told = {layout} if layout is not None else plain.get(b"schema", set())
+    upgrading = index.meta(UPGRADING) is not None
+    if upgrading or (told and u64(SCHEMA) not in told):
+        shutil.rmtree(index.path)
+        schema = OLDEST if upgrading else int.from_bytes(max(told), "big")
+        raise ConfigError(
+            f"{path}: the index is damaged, and it is of schema {schema}, of which this release "
+            f"({SCHEMA}) cannot tell whole entries from damaged ones; repair it with the release "
+            "that wrote it, restore a backup, or start with an empty node.data and let neighbours "
+            "fill it"
+        )
 
 
 def _name(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> None:

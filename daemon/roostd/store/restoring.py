@@ -160,13 +160,15 @@ def restore(
         _refuse_used(directory)
         _mark(directory)
         store_id, warnings = _apply(file, directory, verified, random_bytes, progress)
-        (directory / identity.RESTORING).unlink()
-        segments.sync_directory(directory)
+        # The daemon makes it anew, with the rights that its umask gives to readers.
+        (directory / "index" / "lock.mdb").unlink(missing_ok=True)
+        identity.give_to_owner(directory, *directory.iterdir())
+        identity.unmark(directory, identity.RESTORING)
     except (lmdb.Error, OSError) as exc:
         room = os.statvfs(directory)
         raise StoreFailed(
             f"{directory}: the restore did not finish: {exc} ({room.f_bavail * room.f_frsize} "
-            "bytes free on the disk); make room and restore again"
+            "bytes free on the disk); see to that, then run the same restore again"
         ) from exc
     finally:
         identity.unlock(lock_fd)
@@ -185,10 +187,7 @@ def _refuse_used(directory: Path) -> None:
 
 def _mark(directory: Path) -> None:
     """From here on the directory is no store, until the mark is gone again."""
-    fd = os.open(directory / identity.RESTORING, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    os.fsync(fd)
-    os.close(fd)
-    segments.sync_directory(directory)
+    identity.mark(directory, identity.RESTORING)
     segments.sync_directory(directory.parent)
     for name in ("index", "log"):
         shutil.rmtree(directory / name, ignore_errors=True)

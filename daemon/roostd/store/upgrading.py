@@ -13,8 +13,8 @@ from collections.abc import Callable
 import msgspec
 
 from roost_crdt import logformat
-from roost_crdt.errors import ConfigError, CorruptData
-from roostd.index import SCHEMA, Index, u64
+from roost_crdt.errors import CorruptData
+from roostd.index import SCHEMA, Index, newer_schema, u64
 from roostd.logrecovery import REPAIR
 from roostd.sealing import KIND_NAMES, PLAIN_META, sealed_pairs
 
@@ -43,10 +43,7 @@ def check_schema(index: Index) -> int:
         layout = None
     if schema < OLDEST or layout == u64(SCHEMA):
         raise CorruptData(f"{index.path}: the number of its schema is damaged; {REPAIR}")
-    raise ConfigError(
-        f"{index.path.parent}: the store has schema {schema}, this release reads {SCHEMA}; run the "
-        "release that wrote it, or start with an empty node.data and let neighbours fill it"
-    )
+    raise newer_schema(index.path, schema)
 
 
 def upgrade(index: Index) -> int:
