@@ -344,6 +344,12 @@ def judge_tail(data: bytes, offset: int, next_seq: int, known_seq: int, secret: 
             f"the log is {state} from byte {offset} on: it ends at seq {next_seq - 1}, "
             f"but seq {known_seq} was made durable"
         )
+    begun = data[offset : offset + _MARK_AT + 4]
+    if begun[_MARK_AT:] == _U32.pack(secret.mark) and group_length(begun) > len(data) - offset:
+        raise CorruptData(
+            f"the group at byte {offset} goes on beyond the end of the file, at {len(data)}: a "
+            "segment is as long as it may become before it is used, so this one was cut off"
+        )
     return Tail(offset, written)
 
 

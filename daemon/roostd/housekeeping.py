@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -16,6 +17,9 @@ from roostd.blanking import blank_segment
 from roostd.segments import Segment
 
 _RETRY_S = 0.25
+_FAILED_RETRY_S = 2.0
+"""After a segment could not be written though there seemed to be room: the attempt takes what there
+is away from everybody for a while."""
 
 
 class Housekeeper:
@@ -36,6 +40,9 @@ class Housekeeper:
         self._secret = secret
         self._spares = spares
         self._spare: Segment | None = None
+        self._spare_fd = -1
+        """Open ahead too: a segment that is begun needs no file, so it is there for sure."""
+        self._retry_s = _RETRY_S
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wanted = 0
         self._stopping = False
@@ -50,7 +57,7 @@ class Housekeeper:
         self._wanted = next_number
         for segment in self._spares:
             if segment.number == next_number and segment.size >= self._segment_bytes:
-                self._spare = segment
+                self._offer(segment)
         self._thread.start()
 
     def stop(self) -> None:
@@ -58,15 +65,21 @@ class Housekeeper:
         self._stopping = True
         self._jobs.put(None)
         self._thread.join()
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+            self._spare_fd = -1
 
-    def take_spare(self) -> Segment:
-        """Use the spare; the next one is begun at once."""
-        segment = self._spare
+    def take_spare(self) -> tuple[Segment, int]:
+        """Use the spare, its file open; the next one is begun at once. FileNotFoundError: somebody
+        has deleted it."""
+        segment, fd = self._spare, self._spare_fd
         assert segment is not None
-        self._spare = None
+        if not os.fstat(fd).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "it was deleted", str(segment.path))
+        self._spare, self._spare_fd = None, -1
         self._wanted = segment.number + 1
         self._jobs.put(lambda: None)
-        return segment
+        return segment, fd
 
     def seal(self, segment: Segment, last_seq: int) -> None:
         """Write the index behind a full segment."""
@@ -137,7 +150,7 @@ class Housekeeper:
             if self._spare is None:
                 self._make_spare()
             try:
-                job = self._jobs.get(timeout=_RETRY_S if self._spare is None else None)
+                job = self._jobs.get(timeout=self._retry_s if self._spare is None else None)
             except queue.Empty:
                 continue
             if job is None:
@@ -150,13 +163,31 @@ class Housekeeper:
                 self.upkeep_error = str(exc)
 
     def _make_spare(self) -> None:
-        try:
-            self._spare = segments.create(self._directory, self._wanted, self._segment_bytes)
-        except OSError as exc:
-            room = os.statvfs(self._directory)
-            self.problem = (
-                f"no room for a log segment of {self._segment_bytes} bytes in "
-                f"{self._directory} ({room.f_bavail * room.f_frsize} bytes free): {exc.strerror}"
-            )
-        else:
-            self.problem = ""
+        free = _free_bytes(self._directory)
+        self._retry_s = _RETRY_S
+        reason = os.strerror(errno.ENOSPC)
+        if free is None or free >= self._segment_bytes:
+            try:
+                self._offer(segments.create(self._directory, self._wanted, self._segment_bytes))
+            except OSError as exc:
+                reason, self._retry_s = str(exc.strerror), _FAILED_RETRY_S
+            else:
+                self.problem = ""
+                return
+        self.problem = (
+            f"the next log segment, of {self._segment_bytes} bytes, cannot be made in "
+            f"{self._directory} ({free} bytes free): {reason}"
+        )
+
+    def _offer(self, segment: Segment) -> None:
+        self._spare_fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        self._spare = segment
+
+
+def _free_bytes(directory: Path) -> int | None:
+    """Bytes free on the disk of a directory; None: it does not tell."""
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize if room.f_blocks else None

@@ -44,6 +44,8 @@ SCHEMA = 2
 """1: pairs without checksums (roostd.store.upgrading)."""
 READERS_MAX = 1024
 PAGE_BYTES = 4096
+_LOCK_BYTES = (READERS_MAX + 2) * 64
+"""LMDB's table of readers: a slot of 64 bytes for each, and what comes before them."""
 
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 32
@@ -97,6 +99,7 @@ class Index:
                 raise CorruptData(
                     f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
                 ) from exc
+        _fill_lock_file(path / "lock.mdb")
         try:
             self._env = lmdb.open(
                 str(path),
@@ -450,6 +453,19 @@ class Index:
         """Free the reader slots of processes that died; how many."""
         freed: int = self._env.reader_check()
         return freed
+
+
+def _fill_lock_file(path: Path) -> None:
+    """Give LMDB's table of readers its blocks on the disk: a process that maps it and takes a slot
+    in a hole of the file while the disk is full would die of it (SIGBUS). OSError: no room."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        stat = os.fstat(fd)
+        size = max(stat.st_size, _LOCK_BYTES)
+        if stat.st_blocks * 512 < size:
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
 
 
 def _is_whole(name: bytes, stored: bytes | memoryview) -> bool:

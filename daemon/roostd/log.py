@@ -7,11 +7,13 @@ about a broken tail are `roost_crdt.logformat`; this module makes the file calls
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 from roost_crdt import logformat
 from roost_crdt.errors import Busy, CorruptData, Full, TooLarge
@@ -30,6 +32,8 @@ AGE_MAX_MS = DEFAULT_LIMITS.member_silent_ms
 RESERVE = 4
 """This part of the retention is kept for nobody by name: it repairs an index, or brings a node back
 that was restored from a backup."""
+P = ParamSpec("P")
+T = TypeVar("T")
 _READ_PAUSE_S = 60.0
 _RETRY_MS = 50
 
@@ -39,6 +43,19 @@ class StoreFailed(Exception):
 
     What it had not acknowledged has an unknown outcome; a restart recovers from the disk.
     """
+
+
+def _readable(read: Callable[Concatenate[Log, P], T]) -> Callable[Concatenate[Log, P], T]:
+    """A file that cannot be read, or was deleted, is damage as any other: CorruptData."""
+
+    @functools.wraps(read)
+    def reading(self: Log, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(self, *args, **kwargs)
+        except OSError as exc:
+            raise CorruptData(f"{self.directory}: the log cannot be read: {exc}") from exc
+
+    return reading
 
 
 class Log:
@@ -156,6 +173,7 @@ class Log:
             self._spans[origin] = (first[0] if first else hlc, hlc)
         return self.last_seq
 
+    @_readable
     def follows(self, origin: int, hlc: int) -> bool:
         """Whether the durable records of `origin` end at `hlc` and the open group goes on."""
         if origin not in self._spans:
@@ -186,6 +204,8 @@ class Log:
         else:
             raw, at = data, offset
         try:
+            if not os.fstat(self._fd).st_nlink:
+                raise OSError("it was deleted")
             written = os.pwrite(self._fd, raw, at)
             if written != len(raw):
                 raise OSError(f"short write, {written} of {len(raw)} bytes")
@@ -272,10 +292,13 @@ class Log:
         """Go on in the segment that was made ahead; the group in hand decided that it is there."""
         self._rolling = False
         old = self._active
-        segment = self._housekeeper.take_spare()
+        try:
+            segment, fd = self._housekeeper.take_spare()
+        except FileNotFoundError as exc:
+            self.fail(str(exc))
         segment.first_seq, segment.origins = first_seq, OriginIndex()
-        fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
-        os.close(self._fd)
+        with contextlib.suppress(OSError):  # all that was written to it is synced
+            os.close(self._fd)
         self._fd, self._begun, self._active = fd, False, segment
         self._segments.append(segment)
         self._index(old, wait=False)
@@ -308,10 +331,15 @@ class Log:
         self.trim(self._applied_seq)
 
     def _aged(self, segment: Segment) -> bool:
-        """Whether a segment is older than anybody may ask for, and nobody reads the log now."""
+        """Whether a segment is older than anybody may ask for, and nobody reads the log now; or
+        is not there any more."""
         if time.monotonic() < self._read_s + _READ_PAUSE_S:
             return False
-        return time.time() * 1000 > segment.path.stat().st_mtime * 1000 + AGE_MAX_MS
+        try:
+            written_s = segment.path.stat().st_mtime
+        except OSError as exc:
+            return isinstance(exc, FileNotFoundError)
+        return time.time() * 1000 > written_s * 1000 + AGE_MAX_MS
 
     def _wanted(self, segment: Segment) -> bool:
         """Whether somebody may still ask for what is in a segment."""
@@ -341,6 +369,7 @@ class Log:
         """Where the oldest entry that is retained begins."""
         return Position(self._segments[0].number, logformat.SEGMENT_HEADER_BYTES)
 
+    @_readable
     def entries_from(
         self, position: Position, seq: int, last_seq: int, bytes_max: int
     ) -> tuple[list[Entry], Position]:
@@ -382,6 +411,7 @@ class Log:
         """The oldest entry that is retained."""
         return self._segments[0].first_seq
 
+    @_readable
     def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes]:
         """Durable records of `origin` above `hlc`, contiguous (each extends the one before, the
         first extends `hlc`), up to `bytes_max` but at least one. Empty: none that continues."""
@@ -405,6 +435,7 @@ class Log:
                     hlc = entry_hlc
         return found
 
+    @_readable
     def chain_at(self, actor: int, hlc: int) -> bytes | None:
         """The chain of the own `actor` once it had written `hlc`, if a group ended there; empty
         if one record follows another over that hlc, which this log's writer never had as its

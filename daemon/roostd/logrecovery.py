@@ -112,10 +112,16 @@ def _classify(
                 f"{blocking.path}: empty or damaged, but segment {segment.number} after it is "
                 f"in use; {REPAIR}"
             )
-        if header.store_id != store_id or header.number != segment.number:
+        if header.store_id != store_id:
             raise CorruptData(
-                f"{segment.path}: segment {header.number} of store {header.store_id.hex()}, "
-                "which is not this one; move it away"
+                f"{segment.path}: it is of the log {header.store_id.hex()}, the index goes with "
+                f"the log {store_id.hex()}: put back what belongs here in place of the other; "
+                f"to go on with what the index holds, {REPAIR}"
+            )
+        if header.number != segment.number:
+            raise CorruptData(
+                f"{segment.path}: this is segment {header.number} under another name; rename it to "
+                f"{header.number:016d}{segments.SUFFIX}, or {REPAIR}"
             )
         segment.first_seq = header.first_seq
         used.append(segment)

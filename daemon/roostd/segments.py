@@ -19,6 +19,8 @@ from roost_crdt.logformat import Group, OriginIndex, Secret
 _ZEROS = bytes(1024 * 1024)
 _READ_BYTES = 1024 * 1024
 SUFFIX = ".seg"
+_LOST_FOUND = "lost+found"
+"""In a directory that is a file system of its own."""
 ASIDE = ".blanking"
 """Of a copy on its way into a segment's place (roostd.blanking); left by a kill."""
 
@@ -80,7 +82,7 @@ def listing(directory: Path) -> list[Segment]:
     """The segments of a directory in order, headers unread. CorruptData for foreign files."""
     found = []
     for path in directory.iterdir():
-        if path.suffix == ASIDE:
+        if path.suffix == ASIDE or path.name == _LOST_FOUND:
             continue
         stem = path.name.removesuffix(SUFFIX)
         if path.suffix != SUFFIX or not stem.isdecimal():

@@ -13,7 +13,7 @@ import pytest
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import KIND_META, KIND_SESSION
 from roost_crdt.rows.layout import seal
-from roostd.index import PAGE_BYTES, Index, u64
+from roostd.index import PAGE_BYTES, READERS_MAX, Index, u64
 
 SIZE_MAX = 4 << 20
 
@@ -42,6 +42,12 @@ def test_what_was_written_is_read(index: Index) -> None:
     index.write([(name("a"), None), (name("b"), b"4")], {KIND_SESSION: [(b"s", None)]})
     assert index.rows(b"") == [(name("b"), b"4")]
     assert index.get(KIND_SESSION, b"s") is None
+
+
+def test_the_table_of_readers_has_no_holes(index: Index) -> None:
+    stat = (index.path / "lock.mdb").stat()
+    assert stat.st_blocks * 512 >= stat.st_size > READERS_MAX * 64
+    assert index._env.info()["max_readers"] == READERS_MAX
 
 
 def test_a_failed_write_changes_nothing(index: Index) -> None:

@@ -20,7 +20,7 @@ from roost_crdt.logformat import (
     TRAILER_BYTES,
 )
 from roost_crdt.record import Record, RowOp, encode_record
-from roostd import segments
+from roostd import housekeeping, segments
 from roostd.log import Log, StoreFailed
 from roostd.logrecovery import Applied, Position
 
@@ -297,8 +297,17 @@ def test_a_segment_with_a_damaged_header_is_not_taken_for_torn(make: Callable[..
 
 def test_another_stores_segment_is_named(make: Callable[..., Log]) -> None:
     write(make(), b"x")
-    with pytest.raises(CorruptData, match="which is not this one; move it away"):
+    with pytest.raises(CorruptData, match=f"of the log {STORE_ID.hex()}, .* check DIR --repair"):
         make(store_id=b"j" * 16)
+
+
+def test_a_renamed_segment_says_its_name(make: Callable[..., Log]) -> None:
+    log = make()
+    fill(log)
+    log.close()
+    (log.directory / "0000000000000002.seg").rename(log.directory / "0000000000000001.seg")
+    with pytest.raises(CorruptData, match=r"rename it to 0000000000000002.seg, or .* --repair"):
+        make()
 
 
 def test_a_foreign_file_is_named(make: Callable[..., Log]) -> None:
@@ -306,6 +315,13 @@ def test_a_foreign_file_is_named(make: Callable[..., Log]) -> None:
     (log.directory / "notes.txt").write_text("hello")
     with pytest.raises(CorruptData, match=r"notes.txt: not a log segment"):
         make()
+
+
+def test_a_directory_that_is_a_file_system_of_its_own(make: Callable[..., Log]) -> None:
+    log = make()
+    (log.directory / "lost+found").mkdir()
+    write(log, b"x")
+    assert payloads(make()) == [b"x"]
 
 
 def test_a_half_made_segment_is_made_again(make: Callable[..., Log]) -> None:
@@ -543,7 +559,8 @@ def test_a_full_disk_refuses_before_it_accepts_and_recovers(
     while log._housekeeper.spare is None:
         time.sleep(0.005)
     monkeypatch.setattr(segments, "create", no_space)
-    with pytest.raises(Full, match=r"no room for a log segment .* bytes free.*reads go on"):
+    monkeypatch.setattr(housekeeping, "_FAILED_RETRY_S", 0.05)
+    with pytest.raises(Full, match=r"cannot be made .* bytes free.*No space.*reads go on"):
         fill(log)
     wrote = log.durable_seq
     assert wrote > 60

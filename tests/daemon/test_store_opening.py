@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,7 @@ from roost_crdt.rows.layout import (
     row_key,
 )
 from roostd.index import Index
-from roostd.store import Store, StoreLocked
+from roostd.store import Store, StoreFailed, StoreLocked
 from roostd.store import identity as identity_module
 from roostd.store.identity import Surroundings
 
@@ -91,6 +93,46 @@ def test_a_second_daemon_gets_a_clear_error(stores: Stores, store: Store) -> Non
     put(store, b"k", b"v")
     store.flush()
     assert stores.reopen(store, clean=True).seq == 1
+
+
+def test_a_full_disk_at_the_start_says_so(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB maps its table of readers: a hole in it on a full disk would end the process."""
+    put(store, b"k", b"v")
+    store.close()
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (store._path / "index" / "lock.mdb").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_space)
+        with pytest.raises(StoreFailed, match=r"cannot be opened: .*No space .*\(\d+ bytes free"):
+            stores.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", no_space)  # of the file that says whose process it is
+        assert value(stores.open(), b"k") == b"v"
+    with pytest.raises(StoreFailed, match=r"cannot be opened: .*Not a directory"):
+        stores.open("a/lock/data")
+
+
+def test_a_disk_that_takes_no_mark_does_not_spoil_a_stop(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, b"k", b"v")
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identity_module, "mark_clean", no_space)
+        assert re.search("as cleanly stopped .*No space left.*nothing is lost", store.close())
+    store = stores.open()
+    assert (store.recovery.clean, store.recovery.actor_changed) == (False, False)
+    assert value(store, b"k") == b"v"
+    assert store.close() == ""
+    assert store.close() == ""
 
 
 def test_an_index_without_its_log_refuses(stores: Stores, store: Store) -> None:

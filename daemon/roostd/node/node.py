@@ -309,7 +309,8 @@ class Node:
         await self.gossip.stop()
         await self.rpc.stop()
         self.groups.flush()
-        self.store.close()
+        if problem := self.store.close():
+            log.warning("%s", problem)
 
     async def run_until_stopped(self) -> None:
         """Return never, unless the store failed: then raises StoreFailed."""

@@ -175,11 +175,11 @@ class Applier:
         self._wake.set()
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until all that was offered is applied; False if it was not in time."""
+        """Wait until all that was offered is applied; False if it was not in time, or no room."""
         self._hurry.set()
         self._wake.set()
         try:
-            return self._idle.wait(timeout_s) and self.failed is None
+            return self._idle.wait(0 if self.problem else timeout_s) and self.failed is None
         finally:
             self._hurry.clear()
 

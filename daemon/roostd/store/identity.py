@@ -86,15 +86,19 @@ def lock_only(directory: Path) -> int:
     give_to_owner(directory, directory / _LOCK)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
+    except BlockingIOError as exc:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
         raise StoreLocked(
             f"{directory}: in use by process {owner or 'unknown'}; one daemon per store: stop "
             "that one, or give this node another node.data"
         ) from exc
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    except OSError:
+        os.close(fd)
+        raise
+    with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
     return fd
 
 
@@ -138,6 +142,18 @@ def mark_clean(directory: Path, store_id: bytes) -> None:
     finally:
         os.close(fd)
     sync_directory(directory)
+
+
+def try_mark_clean(directory: Path, store_id: bytes) -> str:
+    """The same; why it could not be done (a full disk), "" if it was."""
+    try:
+        mark_clean(directory, store_id)
+    except OSError as exc:
+        return (
+            f"{directory} could not be marked as cleanly stopped ({exc}): nothing is lost, but the "
+            "next start takes a new actor if the machine has been started anew by then"
+        )
+    return ""
 
 
 def take_clean_mark(directory: Path, store_id: bytes) -> bool:

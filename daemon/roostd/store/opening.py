@@ -81,12 +81,15 @@ def open_parts(
 ) -> Opened:
     """Lock, open, identify. StoreLocked, CorruptData (place and remedy), ConfigError (schema),
     StoreFailed (the disk is full or fails)."""
-    path.mkdir(mode=0o750, parents=True, exist_ok=True)
-    lock_fd = identity.lock(path)
     try:
-        return _open_locked(path, lock_fd, size_max, log_retention, limits, random_bytes)
-    except BaseException as exc:
-        identity.unlock(lock_fd)
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock_fd = identity.lock(path)
+        try:
+            return _open_locked(path, lock_fd, size_max, log_retention, limits, random_bytes)
+        except BaseException:
+            identity.unlock(lock_fd)
+            raise
+    except (lmdb.Error, OSError) as exc:
         if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
             raise unreadable(path, exc) from exc
         if isinstance(exc, PermissionError):
@@ -94,13 +97,17 @@ def open_parts(
                 f"{path}: the store cannot be opened: {exc}; all of it must belong to the user "
                 f"that roostd runs as: chown -R USER {path}"
             ) from exc
-        if isinstance(exc, (lmdb.Error, OSError)):
-            room = os.statvfs(path)
-            raise StoreFailed(
-                f"{path}: the store cannot be opened: {exc} "
-                f"({room.f_bavail * room.f_frsize} bytes free on the disk)"
-            ) from exc
-        raise
+        free = _free_bytes(path)
+        raise StoreFailed(
+            f"{path}: the store cannot be opened: {exc} ({free} bytes free on the disk)"
+        ) from exc
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize
 
 
 def unreadable(path: Path, exc: lmdb.Error) -> CorruptData:

@@ -420,21 +420,19 @@ class Store:
         self._head = (0, CHAIN_START)
         return before
 
-    def close(self, clean: bool = True) -> None:
-        """Stop. `clean`: flush first, apply what can be applied in 5 s, and mark the store so.
-
-        Afterwards another process may open it. Raises StoreFailed if the last flush failed.
+    def close(self, clean: bool = True) -> str:
+        """Stop. `clean`: flush first, apply what can be applied in 5 s, and mark the store so;
+        why that could not be done, "" if it was. StoreFailed if the last flush failed.
         """
         if self._closed:
-            return
+            return ""
         self._closed = True
         try:
             if clean:
                 self.flush()
                 self._applier.drain(_DRAIN_S)
             self._applier.stop()
-            if clean:
-                identity.mark_clean(self._path, self.store_id)
+            return identity.try_mark_clean(self._path, self.store_id) if clean else ""
         finally:
             self._applier.stop()
             self._log.close()
