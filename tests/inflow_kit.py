@@ -96,8 +96,15 @@ class Receiver:
         assert isinstance(frame, f.SnapshotWant)
         return frame.id
 
-    def rows(self, node: str, snapshot_id: int, rows: Iterable[tuple[bytes, int, bytes]]) -> None:
-        self.inflow.rows(self[node], snapshot_id, list(rows), self.now_ms)
+    def rows(
+        self,
+        node: str,
+        snapshot_id: int,
+        rows: Iterable[tuple[bytes, int, bytes]],
+        vv: dict[int, int] | None = None,
+    ) -> None:
+        frame = f.SnapshotRows(snapshot_id, list(rows), vv or {})
+        self.inflow.rows(self[node], frame, self.now_ms)
 
     def rows_end(self, node: str, snapshot_id: int, vv: dict[int, int]) -> None:
         self.inflow.rows_end(self[node], f.SnapshotEnd(snapshot_id, vv), self.now_ms)

@@ -231,7 +231,8 @@ class AntiEntropy:
         else:
             exchange.serves = None
         if found or not rows:
-            self._near.emit(peer, f.BucketRows(number, found, bool(rows)))
+            shown_vv = self._near.shown_vv() if found else {}
+            self._near.emit(peer, f.BucketRows(number, found, bool(rows), shown_vv))
 
     def rows(self, peer: Peer, frame: f.BucketRows, now_ms: int) -> None:
         exchange = self._exchanges[peer.node]
@@ -251,6 +252,7 @@ class AntiEntropy:
         )
         if due:
             self.rows_fetched += len(due)
+            self._near.took_rows(frame.vv)
             self._near.effects.rows.append((due, {}))
         exchange.wanted_ms = now_ms
         if not frame.more:

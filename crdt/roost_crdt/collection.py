@@ -5,7 +5,9 @@ is not enough: an older put may be in flight between two others and would enter 
 
     1. Scan for rows that are dead and older than the grace period; remember each with its hash.
     2. VV0 = the own vector. Wait until every member has reported to hold VV0. From its report on,
-       a member's writes are later than every tombstone in VV0.
+       a member's writes are later than every tombstone in VV0. Rows that came without a vector
+       (repairs, a snapshot under way) may be dead by a tombstone that is not in the own vector
+       yet, and that others write without: a round begins once it is.
     3. J = the join of those reports: all that was written before them. Wait until it is here.
     4. Drop the rows that are still as they were, and raise gc_floor to VV0.
 
@@ -144,12 +146,18 @@ class Collection:
             self.count += len(parts)
         return self.count < self.rows_max
 
-    def begin(self, vv: VersionVector) -> None:
-        """The scan is over; `vv` is the own vector, durable, and covers all that was scanned."""
+    def begin(self, vv: VersionVector, rows_vv: VersionVector) -> bool:
+        """The scan is over; `vv` is the own vector, durable. `rows_vv` is what rows that came
+        without a vector may show: where `vv` lacks some of it that can still arrive, the scan
+        was for nothing, and False is returned."""
         assert self.stage is Stage.SCAN
+        if not covers(vv, self.roster.coming(rows_vv)):
+            self.end()
+            return False
         self.vv0 = self.roster.content(vv)
         self._members = self._now()
         self.stage = Stage.REPORTS if self.candidates else Stage.SCAN
+        return True
 
     def step(self, vv: VersionVector) -> Stage:
         """Go on as far as reports and the own vector allow."""

@@ -8,13 +8,13 @@
     5 LINKS           [node], {node: hops}    the sender's live links, and whom it reaches over them
     6 HEARTBEAT       see Heartbeat
     7 SNAPSHOT_WANT   id                      scan your rows for me; an earlier id is given up
-    8 SNAPSHOT_ROWS   id, [[row_key, type, body]]
+    8 SNAPSHOT_ROWS   id, [[row_key, type, body]], {actor: hlc} all that these rows may show
     9 SNAPSHOT_END    id, {actor: hlc}, floor the version vector that all rows of this id cover
     10 SESSION        bytes                   for the session shell
     11 SNAPSHOT_OFFER origin                  my log no longer holds what you want
     12 BUCKET_SUMS    {actor: hlc}, sums, answer   sums of all buckets at that vector; send me yours
     13 BUCKET_WANT    id, [bucket]            send me all rows of these buckets
-    14 BUCKET_ROWS    id, [[row_key, type, body]], more
+    14 BUCKET_ROWS    id, [[row_key, type, body]], more, {actor: hlc} all that these may show
     15 ERROR          code, text              the last frame before the sender cuts the link
 
 Arrays may grow at their end and the greeting's map by new fields (both are ignored by an older
@@ -174,8 +174,11 @@ class SnapshotWant(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 class SnapshotRows(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """`vv`: what the sender held, or had rows of, when it read these."""
+
     id: U64
     rows: list[tuple[bytes, U64, bytes]]
+    vv: VersionVector = msgspec.field(default_factory=dict)
 
 
 class SnapshotEnd(msgspec.Struct, frozen=True, array_like=True, tag=9):
@@ -205,9 +208,12 @@ class BucketWant(msgspec.Struct, frozen=True, array_like=True, tag=13):
 
 
 class BucketRows(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """`vv`: what the sender held, or had rows of, when it read these."""
+
     id: U64
     rows: list[tuple[bytes, U64, bytes]]
     more: bool = False
+    vv: VersionVector = msgspec.field(default_factory=dict)
 
 
 SHARED_ACTOR = "ACTOR"

@@ -332,13 +332,11 @@ class Inflow:
         peer.snapshot_in = SnapshotIn(self._snapshots, now_ms)
         self._near.emit(peer, f.SnapshotWant(self._snapshots))
 
-    def rows(
-        self, peer: Peer, snapshot_id: int, rows: Sequence[tuple[bytes, int, bytes]], now_ms: int
-    ) -> None:
-        if peer.snapshot_in is None or peer.snapshot_in.id != snapshot_id:
+    def rows(self, peer: Peer, frame: f.SnapshotRows, now_ms: int) -> None:
+        if peer.snapshot_in is None or peer.snapshot_in.id != frame.id:
             return
         try:
-            ops = tuple(RowOp(*row) for row in rows)
+            ops = tuple(RowOp(*row) for row in frame.rows)
             hlc = max((_row_hlc(op) for op in ops), default=0)
         except CorruptData as error:
             raise PeerError(f"{peer.node} sent a row that cannot be read: {error}") from error
@@ -348,6 +346,7 @@ class Inflow:
             return
         peer.snapshot_in.asked_ms = peer.progress_ms = now_ms
         if ops:
+            self._near.took_rows(frame.vv)
             self._near.effects.rows.append((ops, {}))
 
     def _delay_snapshot(self, peer: Peer, due_ms: int) -> None:

@@ -188,6 +188,13 @@ class Roster:
         known = {actor for m in self.nodes.values() for actor in (m.actor, *m.retired)}
         return set(actors) - known - self.removed.keys()
 
+    def coming(self, vv: VersionVector) -> dict[int, int]:
+        """`vv` without what will never arrive: what nobody reports of actors that were given up."""
+        given_up = {actor for member in self.nodes.values() for actor in member.retired}
+        given_up |= self.removed.keys()
+        held = join(member.vv for member in self.nodes.values())
+        return {a: min(hlc, held.get(a, 0)) if a in given_up else hlc for a, hlc in vv.items()}
+
     def content(self, vv: VersionVector) -> dict[int, int]:
         """`vv` without the reports at its end: what the members have to agree on."""
         newest = dict(vv)

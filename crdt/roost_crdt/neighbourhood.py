@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from . import frames as f
 from .limits import DEFAULT_LIMITS, Limits
+from .members import join
 from .peer import ROUTE_HOPS_MAX, Peer
 from .record import Record, RowOp
 
@@ -66,6 +67,9 @@ class Neighbourhood:
     joins: dict[int, int] = field(default_factory=dict)
     """The gc_floor of those whose rows this node takes because it has none; empty once it holds
     what they hold. Until then rows of anybody who is behind that floor must not come in."""
+    rows_vv: dict[int, int] = field(default_factory=dict)
+    """What the rows held here may show beyond `vv`: the join of the vectors of those who gave
+    rows, which come before the records that they are made of. Kept as durably as the rows."""
     rejoins: bool = False
     """It has given up its rows for them, and waits for them whatever happens to their links."""
     lacking: Callable[[], frozenset[int]] = frozenset
@@ -94,6 +98,14 @@ class Neighbourhood:
         self.vv[origin] = hlc
         self._hash = None
 
+    def took_rows(self, vv: Mapping[int, int]) -> None:
+        """Rows came from somebody who held `vv`."""
+        self.rows_vv.update(join((self.rows_vv, vv)))
+
+    def shown_vv(self) -> dict[int, int]:
+        """A vector that covers all that the rows held here can be made of."""
+        return join((self.vv, self.rows_vv))
+
     def restart(
         self, actor: int, floor: Mapping[int, int], vv: Mapping[int, int] | None = None
     ) -> None:
@@ -103,10 +115,13 @@ class Neighbourhood:
         self.joins = {origin: hlc for origin, hlc in floor.items() if hlc}
         self.rejoins = bool(self.joins)
         self.nodes[actor] = self.node
-        self.vv.clear()
-        self.vv.update(vv or {})
         if vv is None:
             self.gc_floor.clear()
+            self.rows_vv.clear()
+        else:
+            self.took_rows(self.vv)
+        self.vv.clear()
+        self.vv.update(vv or {})
         self._hash = None
 
     def vv_hash(self) -> bytes:

@@ -185,7 +185,7 @@ class Outflow:
             assert rows[-1].row_key > out.after, "scans go on after the last key"
             out.after = rows[-1].row_key
             ops = [(row.row_key, row.type, row.body) for row in rows]
-            self._near.emit(peer, f.SnapshotRows(out.id, ops))
+            self._near.emit(peer, f.SnapshotRows(out.id, ops, self._near.shown_vv()))
             return
         peer.snapshot_out = None
         self._near.emit(peer, f.SnapshotEnd(out.id, out.vv, dict(self._near.gc_floor)))

@@ -78,6 +78,7 @@ class Replica:
         self._near = Neighbourhood(
             node, actor, dict(vv), limits, nodes={actor: node}, gc_floor=dict(gc_floor or {})
         )
+        self.rows_vv = self._near.rows_vv  # one dict, which only grows
         self._outflow = Outflow(self._near)
         self._inflow = Inflow(self._near, self._outflow)
         self.antientropy = AntiEntropy(self._near)
@@ -322,9 +323,8 @@ class Replica:
     def send_session(self, node: str, payload: bytes) -> bool:
         """False if there is no link, or no room in its window. TooLarge: never fits a frame."""
         if len(payload) > self.limits.body_bytes_max:
-            raise TooLarge(
-                f"session frame of {len(payload)} bytes; at most {self.limits.body_bytes_max}"
-            )
+            text = f"session frame of {len(payload)} bytes; at most {self.limits.body_bytes_max}"
+            raise TooLarge(text)
         if (peer := self.peers.get(node)) is None or not peer.room(len(payload)):
             return False
         self._near.emit(peer, f.Session(payload))
@@ -390,8 +390,8 @@ class Replica:
                 self._inflow.offered(peer, origin, now_ms)
             case f.SnapshotWant(snapshot_id):
                 self._outflow.snapshot_wanted(peer, snapshot_id)
-            case f.SnapshotRows(snapshot_id, rows):
-                self._inflow.rows(peer, snapshot_id, rows, now_ms)
+            case f.SnapshotRows():
+                self._inflow.rows(peer, frame, now_ms)
             case f.SnapshotEnd():
                 self._inflow.rows_end(peer, frame, now_ms)
             case f.BucketSums():

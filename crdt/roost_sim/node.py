@@ -13,7 +13,7 @@ from roost_crdt.errors import ActorReused
 from roost_crdt.frames import decode_frame
 from roost_crdt.lineage import Heads, claim
 from roost_crdt.membership import Membership
-from roost_crdt.membership.collector import keep_floor, load_floor
+from roost_crdt.membership.collector import keep_floor, keep_rows_vv, load_floor, load_rows_vv
 from roost_crdt.record import Record
 from roost_crdt.replica import Effects, Replica
 from roost_crdt.rows import Delta, Rows
@@ -134,6 +134,7 @@ class Node:
             limits=world.limits,
             gc_floor=load_floor(self.store),
         )
+        self.replica.rows_vv.update(load_rows_vv(self.store))
         self.membership = Membership(
             self.name,
             store=self.store,
@@ -335,6 +336,7 @@ class Node:
     def _write_all(self, effects: Effects) -> bool:
         refused: set[int] = set()
         for ops, covered in effects.rows:
+            keep_rows_vv(self.store, self.replica.rows_vv)
             self.store.accept_rows(ops, covered)
             self.step("rows appended")
         if any(covered for _, covered in effects.rows):

@@ -221,12 +221,27 @@ def test_rows_from_the_future_wait_and_broken_ones_are_refused(pair: Pair) -> No
     pair.b.replica.take_effects()
     hlc = hlc_from_ms(pair.now_ms + 60_000)
     body = encode_row(TYPE_REGISTER, VALUE, register.put({}, b"v", (hlc, 1))[VALUE])
-    frame = f.BucketRows(exchange.wanted, [(row_key(b"k", VALUE), TYPE_REGISTER, body)], True)
+    rows = [(row_key(b"k", VALUE), TYPE_REGISTER, body)]
+    frame = f.BucketRows(exchange.wanted, rows, True, {1: 99})
     pair.b.replica.receive("a", f.encode_frame(frame), pair.now_ms)
     assert not pair.b.replica.take_effects().rows
+    assert not pair.b.replica.rows_vv
     bad = f.BucketRows(exchange.wanted, [(b"k", TYPE_REGISTER, b"")], True)
     with pytest.raises(PeerError, match="cannot be read"):
         pair.b.replica.receive("a", f.encode_frame(bad), pair.now_ms)
+
+
+def test_rows_come_with_what_their_giver_held(pair: Pair) -> None:
+    """What it held only in rows itself as well: its own vector does not cover those."""
+    filled(pair)
+    pair.a.replica._near.took_rows({1: 3, 9: 4})
+    pair.a.replica._near.advance(1, 7)
+    work = pair.b.replica.antientropy
+    assert work.fetch("a", [digest.bucket_of(b"k1")], pair.now_ms)
+    pair.settle()
+    assert pair.b.taken
+    assert pair.b.replica.rows_vv == {1: 7, 9: 4}
+    assert not pair.b.replica.vv
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from roost_crdt.collection import Collection, Stage, dead_rows, end_life, head_a
 from roost_crdt.members import (
     Member,
     Roster,
+    VersionVector,
     covers,
     join,
     member_delta,
@@ -59,6 +60,13 @@ class WithoutReports(Collection):
         return []
 
 
+class WithoutRowsVv(Collection):
+    """Takes for granted that the own vector covers whatever rows show."""
+
+    def begin(self, vv: VersionVector, rows_vv: VersionVector) -> bool:
+        return super().begin(vv, {})
+
+
 @dataclass
 class Node:
     name: str
@@ -67,6 +75,8 @@ class Node:
     roster: Roster
     rows: dict[bytes, Rows] = field(default_factory=dict)
     vv: dict[int, int] = field(default_factory=dict)
+    rows_vv: dict[int, int] = field(default_factory=dict)
+    """What repairs came from."""
     clock: int = 0
     wrote: int = 0
     floor: dict[int, int] = field(default_factory=dict)
@@ -74,6 +84,9 @@ class Node:
 
 
 class Model:
+    repairs = 0.005
+    """How many of the steps are repairs."""
+
     def __init__(self, seed: int, rule: type[Collection], names: str = "abc") -> None:
         self.random = Random(seed)
         self.log: dict[int, list[tuple[int, bytes, Delta]]] = {}
@@ -135,7 +148,8 @@ class Model:
         self.report(node)
 
     def repair(self, source: Node, target: Node) -> None:
-        """Rows without a vector: reports too may overtake the records that they speak of."""
+        """Rows before their records: reports too may overtake what they speak of."""
+        target.rows_vv = join((target.rows_vv, source.rows_vv, source.vv))
         for key, rows in source.rows.items():
             held = target.rows.setdefault(key, {})
             held.update(join_delta(TYPE_REGISTER, held, rows))
@@ -157,7 +171,7 @@ class Model:
         if work.stage is Stage.SCAN:
             for key, rows in node.rows.items():
                 work.found(key, dead_rows(TYPE_REGISTER, key, rows, NOW_MS, 0))
-            work.begin(node.vv)
+            work.begin(node.vv, node.rows_vv)
         elif work.step(node.vv) is Stage.DROP:
             node.floor = work.floor(node.floor)
             for key in list(work.candidates):
@@ -189,9 +203,9 @@ class Model:
                 self.report(node)
             elif event < 0.35:
                 self.collect(node)
-            elif event < 0.355:
+            elif event < 0.35 + self.repairs:
                 self.repair(node, other)
-            elif event < 0.37:
+            elif event < 0.365 + self.repairs:
                 self.renew(node)
             else:
                 lacks = [a for a, hlc in node.vv.items() if hlc > other.vv.get(a, 0)]
@@ -272,7 +286,7 @@ def enter(roster: Roster, name: str, actor: int, vv: dict[int, int], hlc: int) -
 def begun(roster: Roster, vv: dict[int, int]) -> Collection:
     work = Collection("a", roster, 10)
     assert work.found(b"k", {VALUE: b"hash"})
-    work.begin(vv)
+    work.begin(vv, {})
     return work
 
 
@@ -316,15 +330,36 @@ def test_a_removal_raises_what_has_to_be_reported() -> None:
 def test_a_round_with_nothing_to_drop_is_over_at_once() -> None:
     work = Collection("a", roster_of(a=(11, {})), 10)
     assert work.found(b"k", {})
-    work.begin({11: 60})
+    work.begin({11: 60}, {})
     assert work.step({11: 60}) is Stage.SCAN
+
+
+def test_a_round_begins_once_the_records_of_all_rows_are_here() -> None:
+    roster = roster_of(a=(11, {}), b=(12, {11: 60, 13: 5}))
+    work = Collection("a", roster, 10)
+    assert work.found(b"k", {VALUE: b"hash"})
+    assert not work.begin({11: 60, 12: 70}, {12: 71})
+    assert (work.stage, work.candidates, work.count) == (Stage.SCAN, {}, 0)
+    assert work.found(b"k", {VALUE: b"hash"})
+    assert work.begin({11: 60, 12: 71}, {12: 71})
+    assert (work.stage, work.vv0) == (Stage.REPORTS, {11: 60, 12: 71})
+
+
+def test_records_that_nobody_can_send_any_more_are_not_waited_for() -> None:
+    roster = roster_of(a=(11, {}), b=(12, {11: 60, 13: 5}))
+    assert roster.load(removal_key(13), removal_delta({}, "c", (60, 11)))
+    work = Collection("a", roster, 10)
+    assert work.found(b"k", {VALUE: b"hash"})
+    assert not work.begin({11: 60, 13: 4}, {13: 9}), "b has one more"
+    assert work.found(b"k", {VALUE: b"hash"})
+    assert work.begin({11: 60, 13: 5}, {13: 9})
 
 
 def test_a_lone_node_collects_and_a_bound_stops_the_scan() -> None:
     work = Collection("a", roster_of(a=(11, {})), 2)
     assert work.found(b"k", {VALUE: b"1"})
     assert not work.found(b"l", {VALUE: b"2"})
-    work.begin({11: 60})
+    work.begin({11: 60}, {})
     assert work.step({11: 60}) is Stage.DROP
     assert work.drop(b"k", {VALUE: b"1"}) == [VALUE]
     assert work.drop(b"l", {VALUE: b"changed"}) == []
@@ -363,7 +398,7 @@ def test_a_head_stays_as_long_as_a_row_that_it_hides() -> None:
     assert set(every) == set(rows)
     work = Collection("a", roster_of(a=(11, {})), 10)
     work.found(b"k", {part: seen for part, seen in every.items() if part != max(rows)})
-    work.begin({11: 60})
+    work.begin({11: 60}, {})
     work.step({11: 60})
     assert HEAD not in work.drop(b"k", every)
 

@@ -52,9 +52,11 @@ def test_an_offer_is_accepted_where_something_lacks_and_one_at_a_time() -> None:
 def test_rows_are_taken_without_a_vector_and_the_end_says_what_they_cover() -> None:
     receiver = Receiver("abc")
     asked = receiver.snapshot_from("a")
-    receiver.rows("a", asked, [row(3), row(4, b"l")])
-    receiver.rows("a", asked, [])
-    ((ops, covered),) = receiver.take().rows
+    receiver.rows("a", asked, [row(3), row(4, b"l")], {OWN: 7, FAR: 9})
+    receiver.rows("a", asked, [row(3)], {OWN: 6, FAR: 11})
+    receiver.rows("a", asked, [], {FAR: 99})
+    assert receiver.near.rows_vv == {OWN: 7, FAR: 11}, "rows may show what the end does not cover"
+    (ops, covered), _ = receiver.take().rows
     assert ([tuple(op) for op in ops], covered) == ([row(3), row(4, b"l")], {})
     assert FAR not in receiver.near.vv, "a snapshot that breaks off claims nothing"
     receiver.rows_end("a", asked, {OWN: 7, FAR: 9, FARTHER: 2})

@@ -91,6 +91,16 @@ def test_no_client_can_name_these_keys() -> None:
         check_key(removal_key(1))
 
 
+def test_of_an_actor_that_was_given_up_no_more_comes_than_somebody_reports() -> None:
+    roster = Roster()
+    entered(roster, Member("eu", 8, (7,), {7: 30, 8: 20}, 0), 40)
+    entered(roster, Member("us", 9, (), {7: 35}, 0), 41)
+    assert roster.load(removal_key(9), removal_delta({}, "us", (50, 8)))
+    vv = {7: 90, 8: 90, 9: 90, 10: 90}
+    assert roster.coming(vv) == {7: 35, 8: 90, 9: 0, 10: 90}
+    assert roster.coming({7: 33}) == {7: 33}
+
+
 def test_content_leaves_out_a_report_at_the_end_and_nothing_else() -> None:
     roster = Roster()
     entered(roster, Member("a", 1, (), {1: 90}, 80), 100)

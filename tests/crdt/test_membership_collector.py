@@ -17,7 +17,13 @@ from roost_crdt.frames import Greeting
 from roost_crdt.limits import Limits
 from roost_crdt.members import Roster
 from roost_crdt.membership import collector
-from roost_crdt.membership.collector import Collector, keep_floor, load_floor
+from roost_crdt.membership.collector import (
+    Collector,
+    keep_floor,
+    keep_rows_vv,
+    load_floor,
+    load_rows_vv,
+)
 from roost_crdt.replica import Replica
 from roost_crdt.rows import counter, register
 from roost_crdt.rows.layout import TYPE_COUNTER, TYPE_REGISTER, row_key
@@ -85,6 +91,31 @@ def test_the_floor_is_kept_once_and_found_again() -> None:
     seq = store.seq
     keep_floor(store, {1: 2})
     assert (load_floor(store), store.seq) == ({1: 2}, seq)
+
+
+def test_what_rows_may_show_is_kept_once_and_found_again() -> None:
+    store = open_store()
+    keep_rows_vv(store, {})
+    assert (load_rows_vv(store), store.seq) == ({}, 0)
+    keep_rows_vv(store, {1: 2})
+    seq = store.seq
+    keep_rows_vv(store, {1: 2})
+    assert (load_rows_vv(store), load_floor(store), store.seq) == ({1: 2}, {}, seq)
+
+
+def test_it_waits_for_the_records_of_rows_that_came_before_them() -> None:
+    store = dead(b"x")
+    clock = count(NOW + 3_600_000, 50)
+    work = collecting(store, now_ms=lambda: next(clock))
+    hlc = store.vv[store.actor]
+    work._replica.rows_vv[store.actor] = hlc + 1
+    run(work, 60)
+    assert store.keys
+    assert not load_floor(store)
+    put(store, b"y", b"v")
+    assert store.vv[store.actor] > hlc
+    run(work, 60)
+    assert list(store.keys) == [b"y"]
 
 
 def test_a_round_drops_what_is_dead_and_says_first_what_it_covers() -> None:

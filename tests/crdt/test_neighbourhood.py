@@ -104,10 +104,12 @@ def test_an_emptied_store_starts_with_an_empty_vector() -> None:
     here.advance(OWN, 5)
     here.gc_floor = {OWN: 3}
     held = here.vv_hash()
+    here.took_rows({OWN: 9})
     here.restart(8, {})
     assert (here.actor, here.nodes[8]) == (8, "me")
     assert not here.vv
     assert not here.gc_floor
+    assert not here.rows_vv
     assert here.vv_hash() != held
 
 
@@ -117,6 +119,7 @@ def test_a_store_that_kept_its_rows_starts_with_what_they_count_for() -> None:
     here.gc_floor = {OWN: 3}
     here.restart(8, {}, {OWN: 4})
     assert here.vv == {OWN: 4}
+    assert here.shown_vv() == {OWN: 5}, "its rows show more than it counts as holding"
     assert here.gc_floor == {OWN: 3}, "it has still collected that far"
     assert not here.rejoins
     assert here.vv_hash() == f.vv_hash({OWN: 4})

@@ -185,13 +185,17 @@ def test_a_snapshot_is_scanned_page_by_page() -> None:
     sender.effects()
     sender.out.snapshot_wanted(sender.a, 4)
     row = RowOp(b"k\0\x02", 1, b"")
+    sender.near.took_rows({FAR: 8, OWN: 5})
+    held = {FAR: 9, OWN: 5}  # own rows that came before their records are passed on too
     ((node, after, _),) = sender.effects().scans
     assert (node, after) == ("a", b"")
     assert not sender.effects().scans, "one scan at a time"
     sender.out.rows_scanned(sender.a, b"other", [row])
     sender.out.rows_scanned(sender.a, b"", [row])
     frames = sender.effects()
-    assert [f.decode_frame(data) for _, data in frames.frames] == [f.SnapshotRows(4, [tuple(row)])]
+    assert [f.decode_frame(data) for _, data in frames.frames] == [
+        f.SnapshotRows(4, [tuple(row)], held)
+    ]
     assert [scan[:2] for scan in frames.scans] == [("a", row.row_key)]
     late = sender.take(FAR, 10, sender.b)
     assert sender.a.waiting == {FAR: 1}, "it follows the snapshot"

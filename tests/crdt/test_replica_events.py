@@ -129,7 +129,7 @@ def test_sums_are_answered_with_own_ones_and_wanted_buckets_with_their_rows() ->
     rows = [op(key) for key in keys]
     replica.bucket_scanned("x", b"", rows, NOW_MS)
     (sent,) = frames_of(replica)
-    assert sent == f.BucketRows(3, [tuple(rows[2])], True)
+    assert sent == f.BucketRows(3, [tuple(rows[2])], True, dict(replica.vv))
     replica.bucket_scanned("x", rows[-1].row_key, [], NOW_MS)
     assert frames_of(replica) == [f.BucketRows(3, [], False)], "the scan has reached its end"
 
@@ -211,7 +211,7 @@ def test_who_has_lost_rows_sends_no_snapshot_until_it_has_them_again() -> None:
     lost.clear()
     assert [(node, after) for node, after, _ in replica.take_effects().scans] == [("x", b"")]
     replica.rows_scanned("x", b"", [op(b"k")], NOW_MS)
-    assert frames_of(replica) == [f.SnapshotRows(1, [tuple(op(b"k"))])]
+    assert frames_of(replica) == [f.SnapshotRows(1, [tuple(op(b"k"))], dict(replica.vv))]
     replica.rows_scanned("x", op(b"k").row_key, [], NOW_MS)
     assert [type(frame) for frame in frames_of(replica)] == [f.SnapshotEnd]
 

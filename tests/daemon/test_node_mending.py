@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from cluster_kit import cluster, linked, make, same, start, until
 
+from roost_crdt.digest import bucket_of
 from roost_crdt.errors import CorruptData, Full
-from roostd import pages
+from roost_crdt.members import covers
+from roostd import pages, wire
 from roostd.index import Index
 from roostd.log import Log
 from roostd.node import Node
@@ -200,6 +202,25 @@ async def test_what_the_store_refuses_is_fetched_again(
     finally:
         for node in filter(None, (a, b)):
             await node.stop()
+
+
+async def test_what_fetched_rows_may_show_is_known_after_a_restart(tmp_path: Path) -> None:
+    """They come before their records: until those are here nothing is collected."""
+    files = make(tmp_path, ["a", "b"])
+    async with cluster(files) as nodes:
+        a, b = nodes.values()
+        await until(lambda: linked(a, b))
+        a.keys.put(b"str:1", b"v")
+        await until(lambda: same(a, b))
+        held, replica = dict(a.store.vv), b.gossip.replica
+        assert not replica.rows_vv
+        assert replica.antientropy.fetch("a", [bucket_of(b"str:1")], wire.boot_ms())
+        b.gossip.schedule()
+        await until(lambda: replica.rows_vv)
+        known = dict(replica.rows_vv)
+        assert covers(known, held)
+    async with cluster({"b": files["b"]}) as nodes:
+        assert nodes["b"].gossip.replica.rows_vv == known
 
 
 async def test_no_snapshot_is_sent_before_the_rows_are_back(

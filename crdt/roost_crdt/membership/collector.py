@@ -19,23 +19,43 @@ from roost_crdt.rows.layout import Part, row_key
 from .storage import MemberStore
 
 GC_FLOOR = b"gc_floor"
+ROWS_VV = b"rows_vv"
 _PAGE_BYTES = 128 << 10
 _DROP_KEYS = 500
 
-_decode_floor = msgspec.msgpack.Decoder(dict[int, int]).decode
+_decode_vector = msgspec.msgpack.Decoder(dict[int, int]).decode
 
 
 def load_floor(store: MemberStore) -> dict[int, int]:
     """What has been collected in this store, or at the neighbour whose snapshot it took."""
-    raw = store.get(KIND_META, GC_FLOOR)
-    return {} if raw is None else _decode_floor(raw)
+    return _load(store, GC_FLOOR)
 
 
 def keep_floor(store: MemberStore, floor: Mapping[int, int]) -> None:
     """Durable with the group in hand, before anything that it speaks of."""
-    raw = msgspec.msgpack.encode(dict(floor))
-    if store.get(KIND_META, GC_FLOOR) != raw:
-        store.put(KIND_META, {GC_FLOOR: raw})
+    _keep(store, GC_FLOOR, floor)
+
+
+def load_rows_vv(store: MemberStore) -> dict[int, int]:
+    """What rows that came into this store without a vector may show."""
+    return _load(store, ROWS_VV)
+
+
+def keep_rows_vv(store: MemberStore, rows_vv: Mapping[int, int]) -> None:
+    """Durable with the group in hand, before the rows that it speaks of."""
+    if rows_vv:
+        _keep(store, ROWS_VV, rows_vv)
+
+
+def _load(store: MemberStore, name: bytes) -> dict[int, int]:
+    raw = store.get(KIND_META, name)
+    return {} if raw is None else _decode_vector(raw)
+
+
+def _keep(store: MemberStore, name: bytes, vv: Mapping[int, int]) -> None:
+    raw = msgspec.msgpack.encode(dict(vv))
+    if store.get(KIND_META, name) != raw:
+        store.put(KIND_META, {name: raw})
 
 
 class Collector:
@@ -104,7 +124,8 @@ class Collector:
             return
         self._due_ms = 0 if page else self._now_ms() + self._limits.gc_pause_ms
         self._scanned = b""
-        self.collection.begin(self._store.vv)
+        if not self.collection.begin(self._store.vv, self._replica.rows_vv):
+            self._due_ms = self._now_ms() + self._limits.gc_pause_ms
 
     def _end_life(self, key: bytes) -> None:
         """Write what the next life of a long expired key would begin with, if it is ours to do."""

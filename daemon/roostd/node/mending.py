@@ -17,6 +17,7 @@ from typing import Any
 import lmdb
 
 from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.membership.collector import keep_rows_vv
 from roost_crdt.record import RowOp
 from roost_crdt.replica import Replica
 from roostd import wire
@@ -76,6 +77,7 @@ class Mending:
     def accept_rows(self, ops: Sequence[RowOp], vv: Mapping[int, int]) -> None:
         """The store's, noting what it refuses: that has to be fetched again."""
         try:
+            keep_rows_vv(self._store, self._replica.rows_vv)
             self._store.accept_rows(ops, vv)
         except RoostError:
             self._refused += 1

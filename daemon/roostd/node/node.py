@@ -13,7 +13,7 @@ from roost_crdt import logformat
 from roost_crdt.errors import BadToken, Busy, PeerError, RoostError
 from roost_crdt.frames import Greeting
 from roost_crdt.membership import Membership
-from roost_crdt.membership.collector import keep_floor, load_floor
+from roost_crdt.membership.collector import keep_floor, load_floor, load_rows_vv
 from roost_crdt.policy import PolicyTable, refuse_changes
 from roost_crdt.record import Record
 from roost_crdt.replica import Replica
@@ -129,6 +129,7 @@ class Node:
             public=config.node.public or "",
             gc_floor=load_floor(store),
         )
+        replica.rows_vv.update(load_rows_vv(store))
         self.mending = Mending(store, replica, lambda: self.gossip.schedule())
         neighbours = [(n.id, n.url) for n in config.neighbours]
         self.rpc = Rpc(

@@ -112,7 +112,7 @@ def state_of(replica: Replica) -> str:
         for peer in replica.peers.values()
     ]
     near = replica._near
-    return repr((near.vv, near.nodes, near.gc_floor, near.effects, peers))
+    return repr((near.vv, near.nodes, near.gc_floor, near.rows_vv, near.effects, peers))
 
 
 def linked() -> Network:
