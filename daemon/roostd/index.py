@@ -26,7 +26,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,14 +37,11 @@ from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.rows.layout import TYPE_REGISTER, is_sealed
 from roostd import pages
+from roostd.environment import PAGE_BYTES, READERS_MAX, Environment, fill_lock_file
 from roostd.sealing import KIND_NAMES, Writes, sealed_pairs, unsealed
 
 SCHEMA = 2
 """1: pairs without checksums (roostd.store.upgrading)."""
-READERS_MAX = 1024
-PAGE_BYTES = 4096
-_LOCK_BYTES = (READERS_MAX + 2) * 64
-"""LMDB's table of readers: a slot of 64 bytes for each, and what comes before them."""
 
 _SCAN_ROWS_MAX = 1_000
 _PUT_ROWS = 32
@@ -81,16 +77,14 @@ def is_disk_error(exc: lmdb.Error) -> bool:
     return getattr(exc, "code", None) in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
-class Index:
+class Index(Environment):
     """The LMDB environment. Reads from any thread, `write` from one thread at a time."""
 
     def __init__(self, path: Path, size_max: int) -> None:
         """Open or create. CorruptData if the files are not a usable LMDB environment, OSError if
         this process may not open them, ConfigError if a newer release has written them,
         another lmdb.Error (`is_disk_error`) if the disk does not take what opening writes."""
-        self.path = path
-        self.size_max = size_max
-        self._reading = threading.Lock()
+        super().__init__(path, size_max)
         path.mkdir(mode=0o750, exist_ok=True)
         if self.data_file.exists() and self.data_file.stat().st_size:
             try:
@@ -99,11 +93,14 @@ class Index:
                 raise CorruptData(
                     f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
                 ) from exc
-        _fill_lock_file(path / "lock.mdb")
+        fill_lock_file(path / "lock.mdb")
+        self._open()
+
+    def _open(self) -> None:
         try:
             self._env = lmdb.open(
-                str(path),
-                map_size=max(size_max, 64 * PAGE_BYTES),
+                str(self.path),
+                map_size=max(self.size_max, 64 * PAGE_BYTES),
                 max_dbs=len(KIND_NAMES) + 1,
                 max_readers=READERS_MAX,
                 max_spare_txns=1,
@@ -115,13 +112,14 @@ class Index:
             self._rows = self._env.open_db(b"rows")
             self._kinds = {kind: self._env.open_db(name) for kind, name in KIND_NAMES.items()}
             if self._env.stat()["entries"] != len(KIND_NAMES) + 1:
-                schema = int.from_bytes(self.meta(b"schema") or b"", "big")
+                with self._env.begin(db=self._kinds[logformat.KIND_META]) as txn:
+                    schema = int.from_bytes(txn.get(b"schema") or b"", "big")
                 self._env.close()
                 if schema > SCHEMA:
-                    raise newer_schema(path, schema)
+                    raise newer_schema(self.path, schema)
                 # Opening makes a database whose name is damaged anew, and empty.
                 raise CorruptData(
-                    f"{path}: the name of a database is damaged; run: roost check DIR --repair"
+                    f"{self.path}: the name of a database is damaged; run: roost check DIR --repair"
                 )
         except lmdb.Error as exc:
             if is_disk_error(exc):
@@ -129,15 +127,8 @@ class Index:
             if getattr(exc, "code", None) in _REFUSALS:
                 raise OSError(exc.code, os.strerror(exc.code), str(self.data_file)) from exc
             raise CorruptData(
-                f"{path}: not a usable index: {exc}; run: roost check DIR --repair"
+                f"{self.path}: not a usable index: {exc}; run: roost check DIR --repair"
             ) from exc
-
-    def close(self) -> None:
-        self._env.close()
-
-    @property
-    def data_file(self) -> Path:
-        return self.path / "data.mdb"
 
     # Reading
 
@@ -189,8 +180,11 @@ class Index:
         prefix = key + b"\0"
         found: list[tuple[bytes, bytes]] = []
         last, astray = b"", b""
-        begin = self._env.begin
-        with self._reading, begin(db=self._rows, buffers=True) as txn, txn.cursor() as cursor:
+        with (
+            self._reading,
+            self._env.begin(db=self._rows, buffers=True) as txn,
+            txn.cursor() as cursor,
+        ):
             more = cursor.set_range(prefix)
             if cursor.prev() if more else cursor.last():
                 last = bytes(cursor.key())
@@ -223,7 +217,7 @@ class Index:
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """Sealed rows from `start` (inclusive) on, bounded, at least one if there is one; and
         whether these are the last."""
-        return self._after(self._rows, start, rows_max, bytes_max)
+        return self._after(None, start, rows_max, bytes_max)
 
     def counts(self) -> dict[bytes, int]:
         """How many entries each database has."""
@@ -235,14 +229,14 @@ class Index:
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The same of a kind's pairs."""
-        found, complete = self._after(self._kinds[kind], start, pairs_max, bytes_max)
+        found, complete = self._after(kind, start, pairs_max, bytes_max)
         return [(key, self.unsealed(kind, key, stored)) for key, stored in found], complete
 
     def stored_after(
         self, kind: int, start: bytes, pairs_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The same with values as they are stored, for an upgrade."""
-        return self._after(self._kinds[kind], start, pairs_max, bytes_max)
+        return self._after(kind, start, pairs_max, bytes_max)
 
     def damaged_pairs(self, kind: int) -> tuple[list[bytes], int]:
         """Keys of a kind's database whose values fail their checksum, and how many pairs are
@@ -250,7 +244,7 @@ class Index:
         damaged: list[bytes] = []
         found, start, complete = 0, b"", False
         while not complete:
-            page, complete = self._after(self._kinds[kind], start, _SCAN_ROWS_MAX, 4 << 20)
+            page, complete = self._after(kind, start, _SCAN_ROWS_MAX, 4 << 20)
             found += len(page)
             for key, stored in page:
                 try:
@@ -278,11 +272,13 @@ class Index:
         )
 
     def _after(
-        self, db: Any, start: bytes, count_max: int, bytes_max: int
+        self, kind: int | None, start: bytes, count_max: int, bytes_max: int
     ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """`kind` None: of the rows."""
         found: list[tuple[bytes, bytes]] = []
         size = 0
-        with self._reading, self._env.begin(db=db) as txn, txn.cursor() as cursor:
+        with self._reading, self._env.begin() as txn:
+            cursor = txn.cursor(self._rows if kind is None else self._kinds[kind])
             if not cursor.set_range(start):
                 return found, True
             before = start
@@ -375,7 +371,7 @@ class Index:
         Raises lmdb.Error (`is_disk_error`: a full map, a full or failing disk); then nothing is
         changed.
         """
-        with self._env.begin(write=True) as txn:
+        with self._writing, self._env.begin(write=True) as txn:
             _put(txn, self._rows, rows, give_way)
             for kind, writes in items.items():
                 _put(txn, self._kinds[kind], sealed_pairs(kind, writes), give_way)
@@ -407,66 +403,6 @@ class Index:
             for kind, writes in items.items():
                 _put(txn, self._kinds[kind], writes)
 
-    # Room
-
-    def used_bytes(self) -> int:
-        """Bytes in use: pages of the trees, and free ones too while an old reader holds them.
-
-        LMDB frees no page that a reader may still see; how many those are cannot be asked, so
-        with a reader behind the newest transactions every page ever used counts.
-        """
-        info = self._env.info()
-        high_water: int = (info["last_pgno"] + 1) * PAGE_BYTES
-        if self.stuck_readers():
-            return high_water
-        try:
-            with self._reading, self._env.begin() as txn:
-                count = 2 + _pages(self._env.stat())
-                for db in (self._rows, *self._kinds.values()):
-                    count += _pages(txn.stat(db))
-        except lmdb.Error as exc:
-            raise CorruptData(
-                f"{self.path}: damaged: {exc}; run: roost check DIR --repair"
-            ) from exc
-        return min(high_water, count * PAGE_BYTES)
-
-    def file_bytes(self) -> int:
-        """Bytes that the data file takes on the disk."""
-        return os.stat(self.data_file).st_blocks * 512
-
-    def stuck_readers(self, behind: int = 16) -> list[tuple[int, int]]:
-        """`(pid, transactions behind)` of readers that keep old pages from being used again.
-
-        No transaction of a client outlives a call, so 16 commits (0.8 s) are many.
-        """
-        newest = self._env.info()["last_txnid"]
-        found = []
-        for line in self._env.readers().splitlines()[1:]:
-            fields = line.split()
-            if len(fields) == 3 and fields[2].isdecimal():
-                lag = newest - int(fields[2])
-                if lag > behind:
-                    found.append((int(fields[0]), lag))
-        return found
-
-    def reap_readers(self) -> int:
-        """Free the reader slots of processes that died; how many."""
-        freed: int = self._env.reader_check()
-        return freed
-
-
-def _fill_lock_file(path: Path) -> None:
-    """Give LMDB's table of readers its blocks on the disk: a process that maps it and takes a slot
-    in a hole of the file while the disk is full would die of it (SIGBUS). OSError: no room."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    try:
-        stat = os.fstat(fd)
-        size = max(stat.st_size, _LOCK_BYTES)
-        if stat.st_blocks * 512 < size:
-            os.posix_fallocate(fd, 0, size)
-    finally:
-        os.close(fd)
-
 
 def _is_whole(name: bytes, stored: bytes | memoryview) -> bool:
     """`is_sealed` for rows that are small enough to be looked at on the way to another one."""
@@ -485,8 +421,3 @@ def _put(
             give_way()
     for key in gone:
         txn.delete(key, db=db)
-
-
-def _pages(stat: Any) -> int:
-    count: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-    return count

@@ -30,7 +30,7 @@ class NodeCollector(Collector):
             ("mended_buckets", "buckets of keys that got their rows back since the start"),
             ("damaged_pairs", "entries of sessions, spends and the like that are refused"),
             ("mended_pairs", "such entries that were put again since the start"),
-            ("erasing", "erased sessions whose payloads are still in the log"),
+            ("erasing", "erased sessions whose payloads are still on the disk"),
         ):
             yield GaugeMetricFamily(f"roost_store_{name}", text, value=store[name])
         sessions = GaugeMetricFamily("roost_sessions", "sessions in memory", labels=["role"])

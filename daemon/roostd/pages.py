@@ -31,7 +31,7 @@ PAGE_BYTES = 4096
 PROBLEMS_MAX = 20
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
-_BRANCH, _LEAF, _OVERFLOW, _META_PAGE, _BIG, _SUB = 1, 2, 4, 8, 1, 2
+BRANCH, LEAF, _OVERFLOW, _META_PAGE, BIG, _SUB = 1, 2, 4, 8, 1, 2
 _NONE = (1 << 64) - 1
 _DEPTH_MAX = 32
 _HEADER = Struct("<QHHHH")
@@ -186,7 +186,7 @@ class PageFile:
         end = upper
         for place in sorted(found):
             lo, hi, flags, length = _NODE.unpack_from(raw, place)
-            size = 0 if kind == _BRANCH else 8 if flags & _BIG else lo | hi << 16
+            size = 0 if kind == BRANCH else 8 if flags & BIG else lo | hi << 16
             if place != end:
                 break
             end += _NODE.size + length + size + 1 & ~1
@@ -196,7 +196,7 @@ class PageFile:
 
     def below(self, page: int, raw: bytes) -> list[tuple[bytes, int]]:
         """The entries of a branch: first key (b"" for the first), page."""
-        places = self.places(page, raw, _BRANCH)
+        places = self.places(page, raw, BRANCH)
         if len(places) < 2:
             raise self.damaged(page, f"a branch of {len(places)} entries")
         found: list[tuple[bytes, int]] = []
@@ -213,10 +213,10 @@ class PageFile:
         """The entry at a place of a leaf."""
         lo, hi, flags, length = _NODE.unpack_from(raw, place)
         size, start = lo | hi << 16, place + _NODE.size + length
-        if not length or start + (8 if flags & _BIG else size) > PAGE_BYTES or flags & ~3:
+        if not length or start + (8 if flags & BIG else size) > PAGE_BYTES or flags & ~3:
             raise self.damaged(page, f"the entry at {place} reaches beyond it")
         key = raw[place + _NODE.size : start]
-        if flags & _BIG:
+        if flags & BIG:
             return Leaf(key, None, size, flags, _U64.unpack_from(raw, start)[0])
         return Leaf(key, raw[start : start + size], size, flags, 0)
 
@@ -249,12 +249,12 @@ def check_head(path: Path) -> None:
         older, newer = sorted((first, second), key=lambda meta: meta.txn)
         if newer.txn - older.txn > 1 or newer.last_page < older.last_page:
             raise file.damaged(newer.txn % 2, "the two meta pages do not follow one another")
-        for tree in _named(file, newer).values():
+        for tree in named_trees(file, newer).values():
             if not file.plausible(tree, newer.last_page):
                 raise file.damaged(newer.names.root, "a database begins where no page is")
 
 
-def _named(file: PageFile, meta: Meta) -> dict[bytes, Tree]:
+def named_trees(file: PageFile, meta: Meta) -> dict[bytes, Tree]:
     """The trees of the named databases."""
     walk = _Walk(file, meta, lambda done, total: None)
     found: dict[bytes, Tree] = {}
@@ -270,7 +270,7 @@ def _named(file: PageFile, meta: Meta) -> dict[bytes, Tree]:
 def entry_counts(path: Path) -> dict[bytes, int]:
     """How many entries each named database has. Damaged."""
     with PageFile(path) as file:
-        return {name: tree.entries for name, tree in _named(file, file.newest()).items()}
+        return {name: tree.entries for name, tree in named_trees(file, file.newest()).items()}
 
 
 def free_pages(path: Path) -> list[int]:
@@ -294,7 +294,7 @@ def inspect(path: Path, progress: Progress | None = None, *, ordered: bool = Tru
         meta = file.newest()
         walk = _Walk(file, meta, progress or (lambda done, total: None), ordered)
         free = walk.free_pages()
-        for name, tree in sorted(_named(file, meta).items()):
+        for name, tree in sorted(named_trees(file, meta).items()):
             for _ in walk.entries(tree, name):
                 pass
         for _ in walk.entries(meta.names, b"names"):
@@ -391,7 +391,7 @@ class _Walk:
                 continue
             counts[1] += 1
             try:
-                places = self.file.places(page, raw, _LEAF)
+                places = self.file.places(page, raw, LEAF)
             except Damaged as exc:
                 self.problem(exc)
                 places = () if strict else _likely_places(raw)
@@ -485,7 +485,7 @@ class _Walk:
                 page = at + max(1, count)
                 continue
             try:
-                places = self.file.places(at, raw, _LEAF)
+                places = self.file.places(at, raw, LEAF)
             except Damaged:
                 continue
             for place in places:

@@ -13,7 +13,8 @@ import pytest
 from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import KIND_META, KIND_SESSION
 from roost_crdt.rows.layout import seal
-from roostd.index import PAGE_BYTES, READERS_MAX, Index, u64
+from roostd.environment import PAGE_BYTES, READERS_MAX
+from roostd.index import Index, u64
 
 SIZE_MAX = 4 << 20
 

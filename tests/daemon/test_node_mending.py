@@ -143,7 +143,7 @@ async def test_flipped_pages(tmp_path: Path, seed: int) -> None:
     data = bytearray(path.read_bytes())
     with pages.PageFile(path) as file:
         walk = pages._Walk(file, file.newest(), lambda done, total: None)
-        rows = pages._named(file, file.newest())[b"rows"]
+        rows = pages.named_trees(file, file.newest())[b"rows"]
         leaves = sorted({page for page, _ in walk.entries(rows, b"rows")})
     rng = random.Random(seed)
     assert len(leaves) > 5

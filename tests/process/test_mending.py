@@ -57,7 +57,7 @@ def flip(region: Region, rng: random.Random) -> None:
     path = region.folder / "data" / "index" / "data.mdb"
     with pages.PageFile(path) as file:
         walk = pages._Walk(file, file.newest(), lambda done, total: None)
-        rows = pages._named(file, file.newest())[b"rows"]
+        rows = pages.named_trees(file, file.newest())[b"rows"]
         leaves = sorted({page for page, _ in walk.entries(rows, b"rows")})
     data = bytearray(path.read_bytes())
     for page in rng.sample(leaves, FLIPS):

@@ -69,8 +69,6 @@ class Identity:
             log.error("pages of the index were damaged: %s", recovery.remade)
         if recovery.sums_recomputed:
             log.error("sums of the digest were damaged; they were computed from the rows anew")
-        if recovery.renewed:
-            log.info("the index was put together anew, without a trace of erased sessions")
         lacking = len(self._store.suspects.buckets)
         if lacking:
             log.error(

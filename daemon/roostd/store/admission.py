@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from roost_crdt.errors import Busy, Full
-from roostd.index import PAGE_BYTES
+from roostd.environment import PAGE_BYTES
 from roostd.store.applier import Applier
 
 _SLACK_BYTES = 32 * PAGE_BYTES

@@ -39,6 +39,7 @@ from roostd.store import suspects
 from roostd.store.scrub import Scrub, Scrubbed, judge
 from roostd.store.sums import DigestChange, digest_pairs, group_name, hour_pairs, packed, repacked
 from roostd.store.suspects import ALL, Suspects, encode
+from roostd.store.wiping import Wiping
 
 START = Position(0, 0)
 _RETRY_S = 0.25
@@ -142,6 +143,7 @@ class Applier:
         self._idle.set()
         self._stopping = self._scrubbing = False
         self._hurry = threading.Event()
+        self.wiping = Wiping(index, self._wake.set)
         self.room = self._look()
         self._thread = threading.Thread(target=self._run, name="roost-apply", daemon=True)
 
@@ -196,7 +198,7 @@ class Applier:
         try:
             while not self._stopping:
                 pause_s = _RETRY_S if self._tight() else _REAP_S
-                self._wake.wait(min(pause_s, self._scrub.wait_s()))
+                self._wake.wait(min(pause_s, self._scrub.wait_s(), self.wiping.wait_s()))
                 self._wake.clear()
                 if time.monotonic() - reaped > _REAP_S:
                     self._index.reap_readers()
@@ -215,12 +217,12 @@ class Applier:
                         if not self._queue:
                             self._idle.set()
                     if last > looked + _LOOK_S and not self._stopping:
-                        self._look_after()  # though more waits
-                        looked = time.monotonic()
+                        looked = self._look_after()  # though more waits
+                    self.wiping.step()
                 self.room = self._look()
                 if not self._stopping:
-                    self._look_after()
-                    looked = time.monotonic()
+                    looked = self._look_after()
+                    self.wiping.step()
         except (lmdb.Error, OSError, CorruptData) as exc:
             if isinstance(exc, lmdb.Error) and not is_disk_error(exc):
                 suspects.want_remake(self._index.path.parent)
@@ -243,8 +245,8 @@ class Applier:
         else:
             time.sleep(_PAUSE_S / (1 + len(queue[0].rows) // _BEHIND_ROWS if queue else 1))
 
-    def _look_after(self) -> None:
-        """What is done while nothing waits to be applied."""
+    def _look_after(self) -> float:
+        """What is done while nothing waits to be applied. Returns when it was done."""
         try:
             while self._mended:
                 left = self.suspects.buckets - self._mended[0]
@@ -260,6 +262,7 @@ class Applier:
                         self.scrub_passes, self._scrubbing = self.scrub_passes + 1, False
         except lmdb.Error as exc:  # CorruptData ends this thread: writes would do more damage
             self.scrub_problem = f"damage in the index was found and could not be mended: {exc}"
+        return time.monotonic()
 
     def _end_pass(self, found: Scrubbed) -> None:
         """Take out what is damaged, note which buckets lack rows, set the sums right."""
@@ -328,10 +331,9 @@ class Applier:
 
     def _holders(self) -> str:
         """Who keeps pages from being used again, in words."""
-        held = self._index.stuck_readers(behind=0)[:3]
         return "".join(
             f", pages held by reader process {pid}, {behind} transactions behind"
-            for pid, behind in held
+            for pid, behind in self._index.stuck_readers(behind=0)[:3]
         )
 
     def _apply(self, batch: Batch) -> Applied:
@@ -355,16 +357,14 @@ class Applier:
         meta = items.setdefault(logformat.KIND_META, [])
         groups = repacked(self._groups, buckets)
         meta.extend((group_name(group), raw) for group, raw in groups.items())
-        meta.extend(hour_pairs(hours))
-        meta.extend(
-            [
-                (b"applied_seq", u64(batch.seq)),
-                (b"applied", u64(batch.seq)),
-                (b"vv", msgspec.msgpack.encode(vv)),
-                (b"head", msgspec.msgpack.encode(batch.head)),
-                (b"position", msgspec.msgpack.encode(tuple(batch.position))),
-            ]
-        )
+        meta += hour_pairs(hours)
+        meta += [
+            (b"applied_seq", u64(batch.seq)),
+            (b"applied", u64(batch.seq)),
+            (b"vv", msgspec.msgpack.encode(vv)),
+            (b"head", msgspec.msgpack.encode(batch.head)),
+            (b"position", msgspec.msgpack.encode(tuple(batch.position))),
+        ]
         rows = ((name, sealed_row(name, batch.rows[name])) for name in names)
         self._index.write(rows, items, self._give_way)
         for at, amount in buckets.items():

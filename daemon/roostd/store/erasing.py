@@ -3,9 +3,8 @@
 Who erases says so before it deletes anything (`mark`, durable in meta with the deletions). From
 then on, step by step: the log goes on in a new segment; the deletions are applied to the index, in
 a transaction that another one follows, so that no crash takes them back; the older segments are
-blanked by the log's own thread (roostd.blanking); the mark is taken away. A start goes on with the
-marks that it finds. What is left in the index, which overwrites nothing, goes at the next start
-(roostd.store.remaking).
+blanked by the log's own thread (roostd.blanking), and the index's file by the one that applies
+(roostd.store.wiping); the mark is taken away. A start goes on with the marks that it finds.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from roost_crdt import logformat
 from roost_crdt.errors import RoostError
 from roost_crdt.limits import Limits
 from roostd.log import Log
-from roostd.store.remaking import ERASED
+from roostd.store.wiping import Wiping
 
 PREFIX = b"erasing/"
-"""Of names in meta: what keys of sessions begin with that are on their way out of the log."""
+"""Of names in meta: what keys of sessions begin with that are on their way off the disk."""
 _META = logformat.KIND_META
 _BATCH_MAX = 1_000
 _AGAIN_S = 600.0
-"""Until a segment that could not be blanked is tried again."""
+"""Until what could not be blanked is tried again."""
 
 Put = Callable[[int, Mapping[bytes, bytes | None]], int]
 
@@ -35,18 +34,24 @@ class Erasing:
     """What waits to be blanked, and the batch in hand. Called by the node's thread."""
 
     def __init__(
-        self, log: Log, put: Put, limits: Limits, now_s: Callable[[], float] = time.monotonic
+        self,
+        log: Log,
+        wiping: Wiping,
+        put: Put,
+        limits: Limits,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting: dict[bytes, None] = {}
         self.blanked = 0
         """Pairs that were taken out of the log since the start."""
         self.problem = ""
-        """Why a segment could not be blanked; tried again later."""
+        """Why something could not be blanked, or has to wait; tried again later."""
         self._log = log
+        self._wiping = wiping
         self._put = put
         self._pause_s = limits.erase_pause_ms / 1000
         self._now_s = now_s
-        self._due_s = now_s()
+        self._due_s = self._begun_s = now_s()
         self._batch: list[bytes] = []
         self._through = self._seq = self._commits = self._jobs = 0
         self._answers: deque[tuple[int, str]] = deque()
@@ -68,7 +73,7 @@ class Erasing:
         try:
             self._step(applied_seq)
         except RoostError as error:
-            self.problem = f"erased payloads stay in the log for now: {error.message}"
+            self.problem = f"erased payloads stay on the disk for now: {error.message}"
 
     def _step(self, applied_seq: int) -> None:
         if self._jobs:
@@ -87,6 +92,8 @@ class Erasing:
                 self._through,
                 lambda count, problem: self._answers.append((count, problem)),
             )
+            self._jobs += 1
+            self._wiping.begin(self._batch, lambda problem: self._answers.append((0, problem)))
 
     def _begin(self) -> None:
         if self._log.dirty:
@@ -94,7 +101,7 @@ class Erasing:
         self._through, self._commits = self._log.last_seq, 0
         batch = list(islice(self.waiting, _BATCH_MAX))
         if self._commit(batch):
-            self._batch = batch
+            self._batch, self._begun_s = batch, self._now_s()
 
     def _commit(self, batch: list[bytes] | None = None) -> bool:
         """Write something: it ends the segment, and has the index commit what came before."""
@@ -107,15 +114,18 @@ class Erasing:
 
     def _collect(self) -> None:
         if len(self._answers) < self._jobs:
+            self.problem = self._wiping.waits_for
             return
         problems = [problem for _, problem in self._answers if problem]
         if not problems:
-            self._put(_META, {ERASED: b"1", **{PREFIX + owner: None for owner in self._batch}})
+            self._put(_META, {PREFIX + owner: None for owner in self._batch})
         self._jobs = 0
         self.blanked += sum(count for count, _ in self._answers)
         self._answers.clear()
         self.problem = problems[0] if problems else ""
-        self._due_s = self._now_s() + (_AGAIN_S if problems else self._pause_s)
+        # A large index takes long to go through: not all of the time.
+        took_s = self._now_s() - self._begun_s
+        self._due_s = self._now_s() + (_AGAIN_S if problems else max(self._pause_s, took_s))
         for owner in self._batch:
             del self.waiting[owner]
             if problems:

@@ -21,7 +21,7 @@ from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
 from roostd.store.identity import Surroundings
-from roostd.store.remaking import recompute_sums, remake_if_damaged, renew_if_erased
+from roostd.store.remaking import recompute_sums, remake_if_damaged
 from roostd.store.sums import load_digest
 from roostd.store.upgrading import upgrade
 
@@ -47,8 +47,6 @@ class Recovery:
     """What was done about damaged pages of the index."""
     sums_recomputed: bool = False
     """Whether the sums of the digest were damaged; they are those of the rows now."""
-    renewed: bool = False
-    """Whether the index was put together anew, as sessions had been erased from it."""
 
 
 @dataclass(slots=True)
@@ -130,7 +128,6 @@ def _open_locked(
         _create_index(path, size_max, random_bytes)
         recovery.created = True
     recovery.remade, sound = remake_if_damaged(path, size_max, limits.start_check_bytes)
-    recovery.renewed = sound and renew_if_erased(path, size_max, limits.start_check_bytes)
     index = Index(path / "index", size_max)
     try:
         store_id = index.meta(b"store_id")

@@ -12,8 +12,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import lmdb
-
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import split_row_key, unseal
@@ -27,9 +25,6 @@ from roostd.store.state import State
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs, load_digest
 
 SALVAGED = "index.salvaged"
-ERASED = b"erased"
-"""In meta: since the index was made, something was deleted for good. LMDB overwrites nothing."""
-_ERASED_ASIDE = "index.erased"
 WRITE_BYTES = 8 << 20
 _SALVAGING = "index.salvaging"
 
@@ -92,48 +87,6 @@ def _remake(path: Path, data: Path, size_max: int) -> str:
     )
 
 
-def renew_if_erased(path: Path, size_max: int, check_bytes: int) -> bool:
-    """Put an index that is small enough together anew, and delete the old one, if anything was
-    erased since it was made: it is in free pages and between entries still. Whether it was: not
-    where an entry is damaged or the disk is full, then a later start does it."""
-    data, making = path / "index" / "data.mdb", path / _SALVAGING
-    shutil.rmtree(path / _ERASED_ASIDE, ignore_errors=True)
-    if not data.exists() or not 0 < data.stat().st_size <= check_bytes:
-        return False
-    old = Index(path / "index", size_max)
-    try:
-        if old.meta(ERASED) is None:
-            return False
-        counts = old.counts()
-    finally:
-        old.close()
-    for leftover in (making, path / SALVAGED):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        whole = _copy_whole(data, making, size_max, counts)
-    except (CorruptData, lmdb.Error, OSError):
-        whole = False
-    if whole:
-        swap(path, making, _ERASED_ASIDE)
-    for leftover in (making, path / _ERASED_ASIDE):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return whole
-
-
-def _copy_whole(data: Path, making: Path, size_max: int, counts: dict[bytes, int]) -> bool:
-    """Put all entries of an index into a new one; whether none is missing."""
-    index = Index(making, size_max)
-    try:
-        plain: dict[bytes, set[bytes]] = {}
-        carry(data, index, lambda what, done, total: None, plain)
-        _put_plain(data, index, plain)
-        whole = index.counts() == counts
-        index.write((), {logformat.KIND_META: [(ERASED, None)]})
-    finally:
-        index.close()
-    return whole
-
-
 def _put_plain(data: Path, index: Index, plain: dict[bytes, set[bytes]]) -> None:
     """The pairs of meta that have no checksum: each of them is repeated, or made at each start."""
     if index.meta(b"layout") != u64(SCHEMA) or index.meta(b"applied") is None:
@@ -165,7 +118,7 @@ def _set_sums(index: Index, lost: int) -> frozenset[int]:
     return lacking
 
 
-def swap(path: Path, making: Path, aside: str = "") -> str:
+def swap(path: Path, making: Path) -> str:
     """Let a new index take the place of the old one; the old one's new name, "" if it is gone."""
     for name in ("data.mdb", "lock.mdb", ""):  # who may read the one may read the other
         if (path / "index" / name).exists():
@@ -173,11 +126,7 @@ def swap(path: Path, making: Path, aside: str = "") -> str:
     segments.sync_directory(making)
     making.rename(path / SALVAGED)
     segments.sync_directory(path)
-    if aside:
-        (path / "index").rename(path / aside)
-        segments.sync_directory(path)
-    else:
-        aside = move_aside(path, "index")
+    aside = move_aside(path, "index")
     (path / SALVAGED).rename(path / "index")
     segments.sync_directory(path)
     return aside

@@ -93,7 +93,7 @@ class Store:
             pinned_bytes_max=limits.pinned_bytes_max,
             pinned_bytes=self._pinned_bytes,
         )
-        self.erasing = Erasing(self._log, self.put, limits)
+        self.erasing = Erasing(self._log, self._applier.wiping, self.put, limits)
         self._closed = False
 
     @classmethod
