@@ -238,23 +238,26 @@ class Index(Environment):
         """The same with values as they are stored, for an upgrade."""
         return self._after(kind, start, pairs_max, bytes_max)
 
-    def damaged_pairs(self, kind: int) -> tuple[list[bytes], int]:
+    def damaged_pairs(
+        self, kind: int, told: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[list[bytes], int]:
         """Keys of a kind's database whose values fail their checksum, and how many pairs are
-        not found any more, though the tree says that they are there."""
+        not found any more, though the tree says that they are there. `told` how many of how many
+        were read."""
         damaged: list[bytes] = []
+        total = self.counts()[KIND_NAMES[kind]]
         found, start, complete = 0, b"", False
         while not complete:
             page, complete = self._after(kind, start, _SCAN_ROWS_MAX, 4 << 20)
             found += len(page)
+            told(found, total)
             for key, stored in page:
                 try:
                     self.unsealed(kind, key, stored)
                 except CorruptData:
                     damaged.append(key)
                 start = key + b"\0"
-        with self._reading, self._env.begin() as txn:
-            missing: int = txn.stat(self._kinds[kind])["entries"] - found
-        return damaged, missing
+        return damaged, total - found
 
     def rewrite(self, kind: int, pairs: list[tuple[bytes, bytes]]) -> None:
         """Put a kind's database together anew, of these pairs (in key order) alone."""

@@ -162,8 +162,11 @@ def test_progress_is_told_of_what_takes_long(
     told = roost("restore", tmp_path / "f", tmp_path / "b").stderr
     assert "checking 100%" in told
     assert "restoring 100%" in told
+    assert "digests 100%" in told
     told = roost("check", tmp_path / "b").stderr
     assert "rows 100%" in told
+    assert "digests 100%" in told
+    assert "entries of sessions 100%" in told
     assert "sessions 2" in told
     assert roost("check", tmp_path / "b", "--json").stderr == ""
 

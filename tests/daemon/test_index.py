@@ -30,6 +30,12 @@ def name(key: str, part: str = "\x02") -> bytes:
     return f"{key}\0{part}".encode()
 
 
+def test_the_disk_holds_all_of_the_lock_table(index: Index) -> None:
+    """A slot on a page without a block would be SIGBUS in a reader's process on a full disk."""
+    held = (index.path / "lock.mdb").stat()
+    assert held.st_blocks * 512 >= held.st_size > 1_000 * 64
+
+
 def test_what_was_written_is_read(index: Index) -> None:
     index.write(
         [(name("a"), b"1"), (name("b"), b"2")],

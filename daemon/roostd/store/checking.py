@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from roost_crdt import logformat
@@ -83,7 +84,7 @@ def read_all(path: Path, progress: Progress) -> Findings:
     if index is not None:
         try:
             check_rows(index, findings, progress)
-            check_pairs(index, findings)
+            check_pairs(index, findings, progress)
             _check_sessions(index, findings, progress)
             _check_log(path, index, findings, progress)
         finally:
@@ -162,7 +163,7 @@ def check_rows(index: Index, findings: Findings, progress: Progress) -> None:
     if findings.damaged_rows:
         return
     try:
-        findings.digest_differs = load_digest(index) != digest_of(index)
+        findings.digest_differs = load_digest(index) != digest_of(index, progress)
     except CorruptData as exc:
         findings.digest_differs = True
         findings.problems.append(str(exc))
@@ -171,9 +172,10 @@ def check_rows(index: Index, findings: Findings, progress: Progress) -> None:
         findings.problems.append(f"{index.path}: the digests are not those of the rows")
 
 
-def check_pairs(index: Index, findings: Findings) -> None:
+def check_pairs(index: Index, findings: Findings, progress: Progress) -> None:
     for kind, name in KIND_NAMES.items():
-        damaged, missing = index.damaged_pairs(kind)
+        told = partial(progress, f"entries of {name.decode()}")
+        damaged, missing = index.damaged_pairs(kind, told)
         findings.problems += [
             f"{index.path}: {name.decode()} {key!r} fails its checksum" for key in damaged
         ]

@@ -132,13 +132,18 @@ def swap(path: Path, making: Path) -> str:
     return aside
 
 
-def digest_of(index: Index) -> tuple[list[int], dict[int, int]]:
+def digest_of(
+    index: Index, progress: Progress = lambda *_: None
+) -> tuple[list[int], dict[int, int]]:
     """The sums by bucket and by hour, computed anew."""
     state = State(index, {}, 0, 0)
+    summed, total = 0, index.counts()[b"rows"]
     buckets = [0] * digest.BUCKETS
     hours: dict[int, int] = {}
     for key in index.keys_from(b"", b""):
         held = state.load(key)
+        summed += len(held.rows)
+        progress("digests", summed, total)
         part = digest.contribution(held.type, key, held.rows)
         at = digest.bucket_of(key)
         buckets[at] = (buckets[at] + part.live) % digest.MODULUS

@@ -102,7 +102,7 @@ def _repair(
         assert index is not None, "it was just made"
         findings = Findings()
         check_rows(index, findings, progress)
-        check_pairs(index, findings)
+        check_pairs(index, findings, progress)
     try:
         identity.mark(path, identity.REPAIRING)
         _mend(path, index, findings, whole, done, progress)
@@ -147,7 +147,7 @@ def _mend(
         from_seq = first - 1
     else:
         from_seq = seq
-    held = _take_in(index, path, _entries(path, secret, from_seq, progress), seq, vv)
+    held = _take_in(index, path, _entries(path, secret, from_seq, progress), seq, vv, progress)
     done.append(f"{held} entries of the log above seq {from_seq} were put into the index")
     damaged = [sid for sid, wrong in check_sessions(index) if wrong]
     if damaged:
@@ -189,6 +189,9 @@ def _salvage(
         read, whole = carry(data, index, progress, plain) if size else (0, False)
         _refuse_other_schema(path, index, plain)
         _name(path, index, random_bytes)
+    except BaseException:
+        shutil.rmtree(making)
+        raise
     finally:
         index.close()
     identity.mark(path, identity.REPAIRING)
@@ -205,7 +208,6 @@ def _refuse_other_schema(path: Path, index: Index, plain: dict[bytes, set[bytes]
     told = {layout} if layout is not None else plain.get(b"schema", set())
     upgrading = index.meta(UPGRADING) is not None
     if upgrading or (told and u64(SCHEMA) not in told):
-        shutil.rmtree(index.path)
         schema = OLDEST if upgrading else int.from_bytes(max(told), "big")
         raise ConfigError(
             f"{path}: the index is damaged, and it is of schema {schema}, of which this release "
@@ -280,7 +282,12 @@ def _entries(path: Path, secret: Secret, above: int, progress: Progress) -> Iter
 
 
 def _take_in(
-    index: Index, path: Path, entries: Iterator[Entry], applied: int, vv: dict[int, int]
+    index: Index,
+    path: Path,
+    entries: Iterator[Entry],
+    applied: int,
+    vv: dict[int, int],
+    progress: Progress,
 ) -> int:
     """Join entries into the index; vouch only for what surely has no gap before it."""
     taken, gapless, size = 0, bool(vv) or applied == 0, 0
@@ -307,7 +314,7 @@ def _take_in(
         for name, _ in index.scan(_META, prefix, b"", 1 << 20)
     ]
     index.write((), {_META: [(name, None) for name in old]})
-    sums = digest_pairs(*digest_of(index))
+    sums = digest_pairs(*digest_of(index, progress))
     encoded = msgspec.msgpack.encode(state.vv)
     index.write((), {_META: sorted([*sums, (b"vv", encoded)])})
     return taken

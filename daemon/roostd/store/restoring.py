@@ -209,8 +209,7 @@ def _apply(
                 writer.take(chunk)
                 progress("restoring", chunk.end, verified.size)
         writer.flush()
-        progress("computing digests", verified.size, verified.size)
-        sums = digest_of(index)
+        sums = digest_of(index, progress)
         meta = [*digest_pairs(*sums), (b"vv", msgspec.msgpack.encode(writer.vv))]
         meta.append((RESTORED, msgspec.msgpack.encode([])))
         index.write((), {logformat.KIND_META: sorted(meta)})
