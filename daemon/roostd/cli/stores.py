@@ -6,6 +6,7 @@ restore and check work on a directory that no daemon has open.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -34,6 +35,10 @@ STALLED_S = 60.0
 """A daemon that has brought nothing new for so long cannot apply its log: its disk is full."""
 TOLD_EVERY_S = 1.0
 PROBLEMS_SHOWN = 50
+_REMEDIES = {
+    errno.EACCES: "; run this as the user who may write there",
+    errno.EROFS: "; who reads a store takes its lock file: copy the directory and check the copy",
+}
 
 
 class Progress:
@@ -283,10 +288,10 @@ def _failures(as_json: bool, corrupt: str = "") -> Iterator[None]:
         _fail("CORRUPT", f"{error}{corrupt}", as_json)
     except StoreLocked as error:
         _fail("LOCKED", str(error), as_json)
-    except PermissionError as error:
-        _fail("FAILED", f"{error}; run this as the user who may write there", as_json)
-    except (ConfigError, StoreFailed, OSError) as error:
+    except (ConfigError, StoreFailed) as error:
         _fail("FAILED", str(error), as_json)
+    except OSError as error:
+        _fail("FAILED", f"{error}{_REMEDIES.get(error.errno or 0, '')}", as_json)
 
 
 def _fail(code: str, message: str, as_json: bool) -> NoReturn:
