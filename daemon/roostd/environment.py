@@ -6,6 +6,7 @@ that reads at a time, of any thread (`_reading`).
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,19 @@ PAGE_BYTES = 4096
 _LOCK_BYTES = (READERS_MAX + 2) * 64
 """LMDB's table of readers: a slot of 64 bytes for each, and what comes before them."""
 _SLOTS_LEFT = 16
+
+
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system refuses: nothing is known to be wrong with the file."""
+_FAILURES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *REFUSALS)
+
+
+def is_disk_error(exc: lmdb.Error) -> bool:
+    """Whether LMDB had no room, or the disk or the system failed (it reports a full disk as
+    either), now or when it last wrote a meta page: it then wants to be opened anew."""
+    if isinstance(exc, (lmdb.MapFullError, lmdb.DiskError, lmdb.PanicError)):
+        return True
+    return getattr(exc, "code", None) in _FAILURES
 
 
 class Environment:
@@ -86,6 +100,8 @@ class Environment:
                 for db in (self._rows, *self._kinds.values()):
                     count += _pages(txn.stat(db))
         except lmdb.Error as exc:
+            if is_disk_error(exc):
+                raise
             raise CorruptData(
                 f"{self.path}: damaged: {exc}; run: roost check DIR --repair"
             ) from exc

@@ -23,7 +23,6 @@ writer. LMDB reports a full disk as EIO: whoever words the error asks statvfs.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import time
@@ -37,7 +36,14 @@ from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.rows.layout import TYPE_REGISTER, is_sealed
 from roostd import pages
-from roostd.environment import PAGE_BYTES, READERS_MAX, Environment, fill_lock_file
+from roostd.environment import (
+    PAGE_BYTES,
+    READERS_MAX,
+    REFUSALS,
+    Environment,
+    fill_lock_file,
+    is_disk_error,
+)
 from roostd.sealing import KIND_NAMES, Writes, sealed_pairs, unsealed
 
 SCHEMA = 2
@@ -49,8 +55,6 @@ _STEPS_MAX = 16
 """Rows of a key that a listing of keys goes through before it looks for the next key."""
 _PASSING_BYTES_MAX = 256 << 10
 _REGISTER = bytes([TYPE_REGISTER])
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the system refuses: nothing is known to be wrong with the file."""
 
 
 def _yield() -> None:
@@ -68,13 +72,6 @@ def newer_schema(path: Path, schema: int) -> ConfigError:
         f"{path.parent}: the store has schema {schema}, this release reads {SCHEMA}; run the "
         "release that wrote it, or start with an empty node.data and let neighbours fill it"
     )
-
-
-def is_disk_error(exc: lmdb.Error) -> bool:
-    """Whether LMDB had no room or the disk failed (it reports a full disk as either)."""
-    if isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)):
-        return True
-    return getattr(exc, "code", None) in (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 class Index(Environment):
@@ -122,10 +119,10 @@ class Index(Environment):
                     f"{self.path}: the name of a database is damaged; run: roost check DIR --repair"
                 )
         except lmdb.Error as exc:
+            if getattr(exc, "code", None) in REFUSALS:
+                raise OSError(exc.code, os.strerror(exc.code), str(self.data_file)) from exc
             if is_disk_error(exc):
                 raise
-            if getattr(exc, "code", None) in _REFUSALS:
-                raise OSError(exc.code, os.strerror(exc.code), str(self.data_file)) from exc
             raise CorruptData(
                 f"{self.path}: not a usable index: {exc}; run: roost check DIR --repair"
             ) from exc

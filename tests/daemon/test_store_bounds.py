@@ -25,6 +25,7 @@ from roost_crdt.rows.layout import (
 )
 from roostd.index import Index
 from roostd.store import Store, StoreFailed
+from roostd.store.memory import KeyRows
 
 # Memory
 
@@ -206,6 +207,33 @@ def test_a_failing_index_is_final(store: Store, monkeypatch: pytest.MonkeyPatch)
     put(store, b"k", b"w")
     with pytest.raises(StoreFailed, match="applying the log to the index failed: dead"):
         store.flush()
+
+
+def test_a_failing_index_is_told_though_nothing_is_written(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB refuses everything once a meta page could not be written: no page is wrong by that."""
+    told: list[StoreFailed] = []
+    store.on_failed = told.append
+    with monkeypatch.context() as patch:
+        for name in ("write", "rows_of"):
+            patch.setattr(Index, name, lambda *_: (_ for _ in ()).throw(lmdb.PanicError("dead")))
+        with pytest.raises(Busy, match="the index cannot be read: dead; the node stops"):
+            store.key_rows(b"other")
+        store._state.memory.add(b"k", KeyRows(0, {}, frozenset()))
+        put(store, b"k", b"v")
+        store.flush()
+        deadline = time.monotonic() + 5
+        while not told:
+            assert time.monotonic() < deadline
+            store.look_after()
+            time.sleep(0.005)
+    store.look_after()
+    assert [str(error) for error in told] == ["applying the log to the index failed: dead; restart"]
+    assert store._state.damage_seen == 0
+    assert not (store._path / "remake").exists()
+    store = stores.reopen(store)
+    assert value(store, b"k") == b"v"
 
 
 # Retention

@@ -474,8 +474,8 @@ class Node:
         return self._told[2]
 
     def _store_failed(self, error: BaseException) -> None:
-        log.critical("the store failed; nothing more is acknowledged: %s", error)
         if self._stopped is not None and not self._stopped.done():
+            log.critical("the store failed; nothing more is acknowledged: %s", error)
             self._stopped.set_exception(error)
 
     async def _tick(self) -> None:

@@ -33,7 +33,8 @@ from roost_crdt.rows.layout import (
     unseal,
 )
 from roostd import pages
-from roostd.index import Index, is_disk_error, u64
+from roostd.environment import is_disk_error
+from roostd.index import Index, u64
 from roostd.logrecovery import Position
 from roostd.store import suspects
 from roostd.store.scrub import Scrub, Scrubbed, judge
@@ -311,10 +312,8 @@ class Applier:
                 applied = self._apply(batch)
             except lmdb.Error as exc:
                 room = self.room = self._look()
-                no_space = isinstance(exc, lmdb.MapFullError) or (
-                    is_disk_error(exc) and room.disk_free < _DISK_LOW_BYTES
-                )
-                if not no_space:
+                low = room.disk_free < _DISK_LOW_BYTES and not isinstance(exc, lmdb.PanicError)
+                if not isinstance(exc, lmdb.MapFullError) and not (low and is_disk_error(exc)):
                     raise
                 self.problem = (
                     f"the index cannot take {len(batch.rows)} rows: {exc}; "

@@ -16,7 +16,8 @@ from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
 from roost_crdt.limits import Limits
 from roostd import segments
-from roostd.index import SCHEMA, Index, is_disk_error, u64
+from roostd.environment import is_disk_error
+from roostd.index import SCHEMA, Index, u64
 from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import lmdb
 
 from roost_crdt import logformat
-from roost_crdt.errors import BadRequest, CorruptData
+from roost_crdt.errors import BadRequest, Busy, CorruptData
 from roost_crdt.hlc import Hlc
 from roost_crdt.record import DecodedRow, RowOp
 from roost_crdt.rows import (
@@ -24,6 +24,7 @@ from roost_crdt.rows import (
     row_hlc,
 )
 from roost_crdt.rows.layout import Part, Rows, split_row_key, unseal
+from roostd.environment import is_disk_error
 from roostd.index import Index
 from roostd.logrecovery import REPAIR
 from roostd.sealing import META_OWN
@@ -44,6 +45,7 @@ _ITEM_BYTES = 200
 _ITEM_KEY_BYTES_MAX = 511
 _RESERVED_META = (BUCKET_PREFIX, HOUR_PREFIX)
 _QUARANTINED_MAX = 1_000
+_RETRY_MS = 1_000
 _DAMAGED_PAIRS_MAX = 1_000
 
 
@@ -107,6 +109,11 @@ class State:
                 stored = self.index.rows(key + b"\0")
                 damaged.append(_ASTRAY)
         except lmdb.Error as exc:
+            if is_disk_error(exc):
+                raise Busy(
+                    f"the index cannot be read: {exc}; the node stops and recovers from its log",
+                    retry_after_ms=_RETRY_MS,
+                ) from exc
             self.damage_seen += 1
             raise CorruptData(f"the index is damaged near key {key!r}: {exc}; {REPAIR}") from exc
         for name, sealed in stored:

@@ -15,7 +15,7 @@ import lmdb
 import msgspec
 
 from roost_crdt import digest, logformat
-from roost_crdt.errors import ActorReused, RoostError, TooLarge
+from roost_crdt.errors import ActorReused, CorruptData, RoostError, TooLarge
 from roost_crdt.hlc import Stamp, hlc_from_ms, hlc_ms
 from roost_crdt.limits import Limits
 from roost_crdt.record import (
@@ -190,9 +190,8 @@ class Store:
         return reads.rows_after(self._state, after_row_key, bytes_max)
 
     def records_after(self, origin: int, hlc: int, bytes_max: int) -> list[bytes] | None:
-        """Durable records of `origin` that go on from `hlc`, as they were written, contiguous;
-        about `bytes_max`, at least one. Empty: there are none. None: the log does not hold
-        them any more (a snapshot does)."""
+        """Durable records of `origin` that go on from `hlc`, as they were written; about
+        `bytes_max`, at least one. Empty: there are none. None: a snapshot holds them."""
         found = self._log.records_after(origin, hlc, bytes_max)
         if found or self.vv.get(origin, 0) <= hlc or self._log.follows(origin, hlc):
             return found
@@ -276,6 +275,8 @@ class Store:
     def look_after(self) -> None:
         """Take over what the store's threads did; they look where a read met damage."""
         self._reap(_UNPIN_KEYS)  # nobody else asks while nothing is written
+        if (cause := self._applier.failed) and not isinstance(cause, CorruptData):
+            self._report(StoreFailed(f"applying the log to the index failed: {cause}; restart"))
         self.mender.look()
         self.erasing.look(self._state.applied_seq)
 
