@@ -56,10 +56,10 @@ def client_id(epoch_n: int, actor: int, sid: str) -> int:
 class Changes(NamedTuple):
     """What an update added: new entries, and fields with another value than before.
 
-    `repairs` are fields that concurrent homes of one epoch number wrote and that Yjs resolved by
-    client id instead of by `(n, node)`. Home writes them again (`write({}, repairs)`) in the step
-    that takes the update in, so that every document and every fold agree. `collisions` are keys
-    that two writers wrote differently: they share an identity (a clone, a rollback).
+    `repairs` are fields that concurrent homes of one epoch number wrote (or wrote again, as such a
+    repair) and that Yjs resolved by client id instead of by `field_rank`. Home writes them again
+    (`write({}, repairs)`) in the step that takes the update in, so that every document and every
+    fold agree. `collisions` are keys that two writers wrote differently: they share an identity.
     """
 
     entries: dict[str, bytes]

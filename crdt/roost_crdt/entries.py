@@ -26,6 +26,8 @@ Epoch = tuple[int, str]
 """`(n, node)`, compared as a pair."""
 TurnRef = tuple[int, str, int]
 """`(n, node, turn)`: which turn, under which epoch; compared as a triple."""
+FieldRank = tuple[int, str, int, bytes]
+"""`(n, node, at_ms, leaf)` of a field's value."""
 Step = Literal["begun", "finished", "failed"]
 Status = Literal["begun", "finished", "failed", "in_doubt"]
 
@@ -272,10 +274,10 @@ def field_value(leaf: bytes) -> bytes | None:
     return _decode_field(leaf).value
 
 
-def field_rank(leaf: bytes) -> Epoch:
-    """The epoch that a field's value was written under. Raises CorruptData."""
-    body = read_field(None, leaf)
-    return body.n, body.node
+def field_rank(leaf: bytes, key: str | None = None) -> FieldRank:
+    """Of a field's values the one that ranks highest is in force. Raises CorruptData."""
+    body = read_field(key, leaf)
+    return body.n, body.node, body.at_ms, leaf
 
 
 def turn_leaf(entry: TurnEntry) -> bytes:

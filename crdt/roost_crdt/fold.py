@@ -20,6 +20,7 @@ from roost_crdt.entries import (
     CallLeaf,
     CallPlace,
     Epoch,
+    FieldRank,
     Status,
     Step,
     Summary,
@@ -30,8 +31,8 @@ from roost_crdt.entries import (
     check_field,
     encode_leaf,
     field_entry,
+    field_rank,
     field_value,
-    read_field,
     read_place,
     read_step,
     read_summary,
@@ -107,7 +108,7 @@ class Fold:
         self._raw_steps: dict[str, bytes] = {}
         self._steps: dict[str, list[tuple[CallPlace, CallLeaf]]] = {}
         self._raw_fields: dict[str, bytes] = {}
-        self._field_stamps: dict[str, tuple[int, str, int, bytes]] = {}
+        self._field_ranks: dict[str, FieldRank] = {}
         self._head: TurnRef | None = None
         self._path: list[TurnRef] = []
         self._path_set: set[TurnRef] = set()
@@ -129,18 +130,17 @@ class Fold:
 
     def add_field(self, key: str, leaf: bytes) -> None:
         """Take in a value of a field; any order, any number of times. Raises CorruptData."""
-        body = read_field(key, leaf)
-        stamp = (body.n, body.node, body.at_ms, leaf)
-        held = self._field_stamps.get(key)
-        if held is None or stamp > held:
-            self._field_stamps[key] = stamp
+        rank = field_rank(leaf, key)
+        held = self._field_ranks.get(key)
+        if held is None or rank > held:
+            self._field_ranks[key] = rank
             self._raw_fields[key] = leaf
 
     def put_field(
         self, policy: str, field: str, epoch: Epoch, value: bytes | None, now_ms: int
     ) -> tuple[str, bytes]:
         """`field_entry` with a time above that of the value in force under the same epoch."""
-        held = self._field_stamps.get(f"{policy}\0{field}")
+        held = self._field_ranks.get(f"{policy}\0{field}")
         if held is not None and held[:2] == epoch:
             now_ms = max(now_ms, held[2] + 1)
         return field_entry(policy, field, epoch, value, now_ms)

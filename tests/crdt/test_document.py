@@ -58,8 +58,9 @@ def field(epoch: Epoch, name: str, value: bytes | None, at_ms: int = 1) -> dict[
     return dict([fold.field_entry("kv", name, epoch, value, at_ms)])
 
 
-def document(epoch: Epoch, *updates: bytes) -> Document:
-    return Document.load(client_id(epoch[0], ACTORS[epoch[1]], SID), updates)
+def document(epoch: Epoch, *updates: bytes, actor: int | None = None) -> Document:
+    actor = ACTORS[epoch[1]] if actor is None else actor
+    return Document.load(client_id(epoch[0], actor, SID), updates)
 
 
 def conversation(turns: int, epoch: Epoch = EU) -> tuple[Document, list[bytes]]:
@@ -402,6 +403,24 @@ def test_equal_numbers_are_settled_by_node_and_written_again() -> None:
         assert not back.repairs
         assert homes[0].fields() == homes[1].fields() == won
     assert repaired == 1, "the pairs are chosen so that Yjs is right once and wrong once"
+
+
+def test_a_repair_brings_back_no_older_value_of_the_home_that_it_repairs() -> None:
+    low, high = (1, "ap"), (1, "eu")
+    former, home = document(low, actor=7), document(high, actor=8)
+    former.write({}, field(low, "a", None, 0))
+    home.write({}, field(high, "a", None, 0))
+    repair = former.apply(home.encode()).repairs
+    assert repair == field(high, "a", None, 0), "or Yjs was right, and there is nothing to repair"
+    former.write({}, repair)
+    newer = field(high, "a", b"0", 1)
+    home.write({}, newer)
+    again = home.apply(former.encode())
+    assert again.repairs == newer, "Yjs prefers the repair"
+    assert not again.fields
+    home.write({}, again.repairs)
+    former.apply(home.encode())
+    assert home.fields() == former.fields() == newer
 
 
 def test_two_writers_of_one_entry_are_named_and_stay_mergeable() -> None:

@@ -74,7 +74,7 @@ def test_a_field_comes_back_as_it_went_in() -> None:
         check_field(key, leaf)
         assert key == "kv\0a\0b"
         assert field_value(leaf) == value
-        assert field_rank(leaf) == (3, "eu")
+        assert field_rank(leaf) == (3, "eu", 9, leaf)
     check_field(None, None)
 
 
@@ -206,10 +206,11 @@ def test_a_decoded_entry_is_encoded_as_it_was_made() -> None:
     assert entries.summary_leaf(read_summary(key, leaf)) == leaf
 
 
-def test_what_a_field_ranks_by_is_its_epoch() -> None:
+def test_what_a_field_ranks_by_is_its_epoch_and_then_its_time() -> None:
     _, low = field_entry("kv", "a", (1, "us"), b"1", 99)
+    _, later = field_entry("kv", "a", (1, "us"), b"2", 100)
     _, high = field_entry("kv", "a", (1, "za"), None, 1)
-    assert entries.field_rank(low) == (1, "us") < entries.field_rank(high) == (1, "za")
+    assert entries.field_rank(low) < entries.field_rank(later) < entries.field_rank(high)
     assert entries.field_value(low) == b"1"
     assert entries.field_value(high) is None
     with pytest.raises(CorruptData):

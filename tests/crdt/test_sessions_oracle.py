@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from crdt.oracle_sessions import Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,25 @@ def in_some_order(updates: list[bytes], chance: Random) -> Document:
         left = waiting
     assert not left
     return document
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        pytest.param(
+            (
+                SessionStep(0, "field", ("a", None)),
+                SessionStep(1, "field", ("a", None)),
+                SessionStep(0, "pull", (1,)),
+                SessionStep(1, "field", ("a", 0)),
+                SessionStep(1, "pull", (0,)),
+            ),
+            id="a repair of an older value of the same home",
+        )
+    ],
+)
+def test_histories_that_once_went_wrong(history: SessionHistory) -> None:
+    run_session(history, lambda number, step, done, home: check_document(home))
 
 
 @settings(max_examples=250, deadline=None)
