@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_kit import NOW, Stores, applied, brief, count, incr, put, root_of, value
 
-from roost_crdt.errors import BadRequest, ConfigError, CorruptData
+from roost_crdt.errors import BadRequest, ConfigError, CorruptData, Unavailable
 from roost_crdt.logformat import KIND_META, KIND_OUTBOX, KIND_SESSION, KIND_SPEND
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import row_key
@@ -243,7 +243,22 @@ def test_entries_that_are_not_retained_any_more_end_a_backup(
         number += 1
         assert number < 1_000
     page = store.backup(page.cursor, ABOUT, NOW, b"")
-    with pytest.raises(CorruptData, match=r"entry 2 is not retained any more.*log_retention"):
+    with pytest.raises(Unavailable, match=r"entry 2 is not retained any more.*begin it again"):
+        store.backup(page.cursor, ABOUT, NOW, b"")
+
+
+def test_a_damaged_group_is_not_taken_for_one_that_is_not_retained(stores: Stores) -> None:
+    store = stores.open()
+    page = store.backup(b"", ABOUT, NOW, b"i" * 16)
+    for number in range(3):
+        put(store, b"k", b"%d" % number * 50)
+        store.flush()
+    applied(store)
+    (segment,) = (store._path / "log").glob("*1.seg")
+    raw = segment.read_bytes()
+    segment.write_bytes(raw.replace(b"0" * 50, b"1" * 50))
+    page = store.backup(page.cursor, ABOUT, NOW, b"")
+    with pytest.raises(CorruptData, match=r"entry 1 cannot be read \(segment 1.*--repair"):
         store.backup(page.cursor, ABOUT, NOW, b"")
 
 

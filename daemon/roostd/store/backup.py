@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from roost_crdt import digest, logformat
-from roost_crdt.errors import BadRequest, CorruptData
+from roost_crdt.errors import BadRequest, CorruptData, Unavailable
 from roost_crdt.logformat import Entry
 from roost_crdt.rows.layout import unseal
 from roostd.index import Index
@@ -46,6 +46,7 @@ from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, load_digest
 CHUNK_BYTES = 256 * 1024
 """About how much a chunk reads: the node's loop stops for a few milliseconds."""
 CHUNK_ROWS = 4_096
+RETRY_AFTER_MS = 60_000
 _CATCH_UP_CHUNKS = 256
 """Chunks of the log after the last page in which the end may catch up with the writers, so that
 the digest of exactly that seq is known; then the backup ends without one."""
@@ -118,7 +119,8 @@ def go_on(index: Index, log: Log, raw: bytes, *, now_ms: int) -> Page:
     """The chunk after `raw`, a cursor of an earlier page.
 
     Raises BadRequest (not a cursor, or of another store), CorruptData (a damaged row or group:
-    a backup without it would lose it in silence; the log was trimmed beyond where this stood).
+    a backup without it would lose it in silence), Unavailable (the log was trimmed beyond where
+    this stood).
     """
     try:
         cursor = _decode_cursor(raw)
@@ -130,9 +132,18 @@ def go_on(index: Index, log: Log, raw: bytes, *, now_ms: int) -> Page:
         return _read_page(index, log, cursor)
     if cursor.phase == _OVER_PHASE:
         return _finish(index, cursor, now_ms)
-    entries, position = log.entries_from(
-        Position(cursor.segment, cursor.offset), cursor.seq, _applied(index), CHUNK_BYTES
-    )
+    try:
+        entries, position = log.entries_from(
+            Position(cursor.segment, cursor.offset), cursor.seq, _applied(index), CHUNK_BYTES
+        )
+    except CorruptData as error:
+        if cursor.seq + 1 >= log.first_seq():
+            raise
+        raise Unavailable(
+            f"writes came faster than this backup was fetched: {error}; begin it again when there "
+            "are fewer, or with a larger store.log_retention",
+            retry_after_ms=RETRY_AFTER_MS,
+        ) from error
     if entries:
         return _take_entries(cursor, entries, position)
     if cursor.phase < _TAIL_PHASE:
