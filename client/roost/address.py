@@ -55,6 +55,8 @@ def parse_url(url: str | None, environ: Mapping[str, str]) -> Address:
     Raises BadRequest for another scheme, a missing path or host, a bad port or db.
     """
     text = url or environ.get("ROOST_URL") or DEFAULT_URL
+    if not isinstance(text, str):
+        raise BadRequest(f"a URL is str, not {type(text).__name__}")
     try:
         parts = urlsplit(text)
         port = parts.port

@@ -184,7 +184,7 @@ class IndexReader:
         except (lmdb.Error, CorruptData, Unreadable):
             return None
         lag_ms = int((now - self._synced_at) * 1000)
-        if max_lag_ms is not None and lag_ms > max_lag_ms:
+        if max_lag_ms is not None and lag_ms > requests.whole(max_lag_ms, "max_lag_ms", 0):
             return None
         return Reading(value, lag_ms, "mmap", self._probe.node_up)
 

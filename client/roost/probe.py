@@ -50,19 +50,26 @@ class Probe:
 
     def step(self, now: float) -> None:
         """Take a late answer, or ask again; `now` is the caller's clock in seconds."""
+        kept = self._socket is not None
         try:
-            if self._awaited:
-                self._take(0.0)
-            if not self._awaited:
-                rare = self.node_up and now - self.asked_at > RARE_S
-                self._ask(now)
-                self._take(WAIT_S if rare else 0.0)
+            self._step(now)
         except (OSError, RoostError, hiredis.HiredisError):
-            self.node_up = False
             self.close()
+            if not kept:
+                self.node_up = False
+                return
+            self.step(now)  # a daemon that was started again has closed what was open
             return
         if self._awaited and now - self._sent_at > SILENT_S:
             self.node_up = False
+
+    def _step(self, now: float) -> None:
+        if self._awaited:
+            self._take(0.0)
+        if not self._awaited:
+            rare = self.node_up and now - self.asked_at > RARE_S
+            self._ask(now)
+            self._take(WAIT_S if rare else 0.0)
 
     def close(self) -> None:
         """Drop the connection; the next step opens another."""

@@ -105,20 +105,24 @@ def refused(address: Address, error: BaseException) -> RoostError:
 
 def key_bytes(key: str | bytes) -> bytes:
     """A key as its bytes; BadRequest if it is empty, too long or holds a NUL."""
-    if isinstance(key, str):
-        try:
-            raw = key.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise BadRequest(f"key {key!r} is not UTF-8") from None
-    elif isinstance(key, bytes):
-        raw = key
-    else:
-        raise BadRequest(f"a key is str or bytes, not {type(key).__name__}")
+    raw = raw_bytes(key, "key")
     if not raw or b"\0" in raw or len(raw) > DEFAULT_LIMITS.key_bytes_max:
         raise BadRequest(
             f"key {raw[:80]!r}: a key has 1 to {DEFAULT_LIMITS.key_bytes_max} bytes and no NUL"
         )
     return raw
+
+
+def raw_bytes(text: str | bytes, what: str) -> bytes:
+    """A str or bytes as its bytes; BadRequest for anything else."""
+    if isinstance(text, bytes):
+        return text
+    if not isinstance(text, str):
+        raise BadRequest(f"a {what} is str or bytes, not {type(text).__name__}")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} {text!r} is not UTF-8") from None
 
 
 def key_text(raw: bytes) -> str:
@@ -357,7 +361,7 @@ def _update_raw(
 
 def keys_page(pattern: str | bytes, after: bytes) -> Request[list[bytes]]:
     """One page of existing keys that match a glob, in order, after `after`."""
-    glob = pattern.encode("utf-8", "surrogateescape") if isinstance(pattern, str) else pattern
+    glob = raw_bytes(pattern, "pattern")
     if not glob or len(glob) > 4 * DEFAULT_LIMITS.key_bytes_max:
         raise BadRequest(f"pattern {glob[:80]!r}: give a glob such as model_router_weights:*")
     command: Command = ("ROOST.KEYS", glob, after, PAGE_KEYS)

@@ -24,7 +24,7 @@ CHANNEL = b"__keyspace@0__:"
 
 def subscription(prefix: str | bytes) -> Command:
     """The command that subscribes to changes of the keys that begin with `prefix`."""
-    raw = prefix.encode("utf-8", "surrogateescape") if isinstance(prefix, str) else prefix
+    raw = requests.raw_bytes(prefix, "prefix")
     return ("PSUBSCRIBE", CHANNEL + requests.glob_escaped(raw) + b"*")
 
 
@@ -81,13 +81,14 @@ class Watch:
         self._address = address
         self._run = run
         self._idle_ms = None if idle_ms is None else requests.whole(idle_ms, "idle_ms", 1)
+        command = subscription(prefix)
         deadline_s = time.monotonic() + deadline_ms / 1000
         try:
             self._connection = Connection(address, deadline_s)
         except (OSError, hiredis.HiredisError) as error:
             raise requests.refused(address, error) from error
         try:
-            self._connection.send(encode((subscription(prefix),)), deadline_s)
+            self._connection.send(encode((command,)), deadline_s)
             while not is_subscribed(self._connection.receive(deadline_s)):
                 pass
         except (OSError, hiredis.HiredisError) as error:

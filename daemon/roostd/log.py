@@ -21,7 +21,7 @@ from roost_crdt.limits import DEFAULT_LIMITS
 from roost_crdt.logformat import Entry, Group, OpenGroup, OriginIndex, Secret, SegmentHeader
 from roostd import segments
 from roostd.housekeeping import Housekeeper
-from roostd.logrecovery import REPAIR, Applied, Position, Recovered, recover
+from roostd.logrecovery import Applied, Position, Recovered, recover
 from roostd.segments import Segment
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
@@ -401,11 +401,6 @@ class Log:
                 seq, size = group.last_seq, size + length
                 position = Position(segment.number, place + length)
         if seq < last_seq and not found:
-            if seq + 1 >= self.first_seq():
-                place = f"{position.segment}, byte {position.offset}"
-                raise CorruptData(
-                    f"{self.directory}: entry {seq + 1} cannot be read (segment {place}); {REPAIR}"
-                )
             raise CorruptData(
                 f"{self.directory}: entry {seq + 1} is not retained any more (the oldest is "
                 f"{self.first_seq()}; store.log_retention)"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from roost.address import Address, parse_url
@@ -52,6 +54,12 @@ def test_refuses_what_is_no_url(url: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse_url(url, {})
     assert caught.value.code == "BADREQUEST"
+
+
+@pytest.mark.parametrize("url", [5, b"unix:///x"])
+def test_refuses_what_is_no_text(url: Any) -> None:
+    with pytest.raises(BadRequest, match="a URL is str"):
+        parse_url(url, {})
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ def test_reads_go_on_while_the_daemon_is_down(own_daemon: Any, fresh: Any, from_
         assert client.set(key, "again").durable
         assert client.get(key).value == "again"
         assert from_index(client, key).node_up
+        own_daemon.kill()
+        own_daemon.start()
+        reading = client.get(key)
+        assert (reading.value, reading.node_up) == ("again", True)
 
 
 def test_a_stopped_daemon_does_not_hang_the_reader(

@@ -231,6 +231,9 @@ def test_max_lag_and_a_daemon_that_is_gone(writer: Writer, reader: IndexReader) 
     assert not reading.node_up
     time.sleep(0.06)
     assert reader.get("weights:a", 50) is None
+    for wrong in ("5", 0.5, float("nan"), [], -1):
+        with pytest.raises(BadRequest, match="max_lag_ms must be a whole number"):
+            reader.get("weights:a", wrong)  # type: ignore[arg-type]
     later = reader.get("weights:a", None)
     assert later is not None
     assert later.lag_ms >= 50

@@ -9,6 +9,7 @@ from roost import requests
 from roost.address import Address
 from roost.requests import Request
 from roost.types import Ack, Reading, Spent
+from roost.watch import subscription
 from roost.wire import encode, new_reader
 from roost_crdt.errors import (
     BadRequest,
@@ -167,6 +168,10 @@ def test_refuses_cycles_and_depth() -> None:
         lambda: requests.update("k", [str(n) for n in range(1001)], ()),
         lambda: requests.get("k", -1),
         lambda: requests.keys_page("", b""),
+        lambda: requests.keys_page(None, b""),  # type: ignore[arg-type]
+        lambda: requests.keys_page("\ud800", b""),
+        lambda: subscription(None),  # type: ignore[arg-type]
+        lambda: subscription("\ud800"),
     ],
 )
 def test_refuses_bad_numbers_ids_and_collections(make: Any) -> None:
