@@ -38,6 +38,19 @@ _HEADED = ("counter", "set", "map", "doc")
 """Types whose expiry stands in the key's head."""
 
 
+class _Batch:
+    """Writes that will be one record."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, tuple[int, Rows, Delta]] = {}
+        """Key -> (type, its rows now, what changed)."""
+        self.rows = 0
+        self.stamp: Stamp | None = None
+        """The newest write's."""
+        self.due_key = b""
+        """A key that needs a standby's disk."""
+
+
 class Keys:
     """Reads and writes of eventually-global keys.
 
@@ -64,13 +77,9 @@ class Keys:
         self._value_bytes_max = limits.value_bytes_max
         self.collected: Callable[[], bool] = lambda: False
         """Whether dead rows were ever dropped here."""
-        self._batch: dict[bytes, tuple[int, Rows, Delta]] | None = None
-        self._batch_stamp: Stamp | None = None
-        self._batch_rows = 0
+        self._batch: _Batch | None = None
         self.check_standby: Callable[[bytes], None] = lambda key: None
         """Raises where a write that needs a standby's disk would find none."""
-        self._batch_due = b""
-        """A key of the batch that needs a standby's disk."""
         self._due: Due | None = None
 
     # --- reads ---
@@ -343,17 +352,15 @@ class Keys:
         if self._batch is not None:
             yield
             return
-        self._batch, self._batch_stamp, self._batch_due = {}, None, b""
-        self._batch_rows = 0
+        batch = self._batch = _Batch()
         try:
             yield
-            batch, stamp, due_key = self._batch, self._batch_stamp, self._batch_due
         finally:
-            self._batch = self._batch_stamp = None
-        ops = [(key, type_, delta) for key, (type_, _, delta) in batch.items() if delta]
+            self._batch = None
+        ops = [(key, type_, delta) for key, (type_, _, delta) in batch.keys.items() if delta]
         if ops:
-            assert stamp is not None, "a batch with writes has a stamp"
-            self._commit(stamp, ops, due_key)
+            assert batch.stamp is not None, "a batch with writes has a stamp"
+            self._commit(batch.stamp, ops, batch.due_key)
 
     def take_due(self) -> Due | None:
         """What was written since the last call and has to reach a standby's disk too."""
@@ -373,8 +380,9 @@ class Keys:
             self._due = Due(record.actor, record.hlc, due_key)
 
     def _rows(self, policy: Policy, key: bytes) -> Rows:
-        if self._batch is not None and key in self._batch:
-            return self._batch[key][1]
+        batch = self._batch
+        if batch is not None and key in batch.keys:
+            return batch.keys[key][1]
         held = self._store.key_rows(key)
         if held.type and held.type != policy.row_type:
             raise WrongType(
@@ -412,23 +420,25 @@ class Keys:
         due_key = b""
         if policy.durability == "standby" and delta:
             self.check_standby(key)
-            due_key = self._batch_due = key
-        if self._batch is None:
+            due_key = key
+        batch = self._batch
+        if batch is None:
             if delta:
                 self._commit(stamp, [(key, policy.row_type, delta)], due_key)
             return
-        _, _, earlier = self._batch.get(key, (0, rows, {}))
-        self._batch[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})
-        self._batch_stamp = stamp
-        self._batch_rows += len(delta)
-        self._check_count(key, len(self._batch))
-        if self._batch_rows > self._limits.batch_rows_max:
+        _, _, earlier = batch.keys.get(key, (0, rows, {}))
+        batch.keys[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})
+        batch.stamp = stamp
+        batch.rows += len(delta)
+        batch.due_key = due_key or batch.due_key
+        self._check_count(key, len(batch.keys))
+        if batch.rows > self._limits.batch_rows_max:
             raise TooLarge(
                 f"{_shown(key)}: with it one transaction changes more than "
                 f"{self._limits.batch_rows_max} rows (elements, fields, counts); split it"
             )
         if policy.type == "doc":
-            self._check_docs(key)
+            self._check_docs(key, batch)
 
     def _check_value(self, key: bytes, leaf: Leaf) -> None:
         size = len(leaf)
@@ -439,9 +449,8 @@ class Keys:
                 limit=self._limits.value_bytes_max,
             )
 
-    def _check_docs(self, key: bytes) -> None:
-        assert self._batch is not None
-        deltas = [delta for type_, _, delta in self._batch.values() if type_ == layout.TYPE_DOC]
+    def _check_docs(self, key: bytes, batch: _Batch) -> None:
+        deltas = [delta for type_, _, delta in batch.keys.values() if type_ == layout.TYPE_DOC]
         size = sum(
             len(update)
             for delta in deltas

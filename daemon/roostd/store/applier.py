@@ -37,6 +37,7 @@ from roostd.environment import is_disk_error
 from roostd.index import Index, u64
 from roostd.logrecovery import Position
 from roostd.store import suspects
+from roostd.store.diskwait import DiskWait
 from roostd.store.scrub import Scrub, Scrubbed, judge
 from roostd.store.sums import DigestChange, digest_pairs, group_name, hour_pairs, packed, repacked
 from roostd.store.suspects import ALL, Suspects, encode
@@ -51,8 +52,6 @@ _DISK_LOW_BYTES = 16 << 20
 """With less free, an error of the disk is taken for a full one, which may pass."""
 _CHUNK_ROWS = 32
 """Rows after which the thread lets the node's thread have the interpreter."""
-_PAUSE_S = 0.0005
-_BEHIND_ROWS = 1_000
 
 
 RowWrites = dict[bytes, tuple[int, bytes, Row] | None]
@@ -124,6 +123,7 @@ class Applier:
         self.scrub_problem = ""
         """What the last scrub found and could not mend."""
         self.scrub_passes = 0
+        self.disk_wait = DiskWait()
         self.corrupt_rows = 0
         self.suspects = suspects
         self._scrub = Scrub(
@@ -146,10 +146,10 @@ class Applier:
         self._hurry = threading.Event()
         self.wiping = Wiping(index, self._wake.set)
         self.room = self._look()
-        self._thread = threading.Thread(target=self._run, name="roost-apply", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="roost-apply", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def offer(self, batch: Batch) -> None:
         """Apply whole groups, durable in the log, after those offered before."""
@@ -191,7 +191,7 @@ class Applier:
         self._stopping = True
         self._hurry.set()
         self._wake.set()
-        self._thread.join()
+        self._worker.join()
 
     def _run(self) -> None:
         last = looked = 0.0
@@ -235,16 +235,12 @@ class Applier:
                 self._idle.set()
 
     def _give_way(self) -> None:
-        """Let the node's thread have the interpreter; one that only yields gets it right back.
-
-        The more rows wait, the less of it: readers of the index wait for them, and writes in
-        the end.
-        """
+        """Leave the interpreter to the node's thread, the less the more there is to apply."""
         queue = self._queue
         if self._stopping or self._hurry.is_set() or len(queue) > 1:
-            time.sleep(0)
+            time.sleep(0)  # writes would have to wait in the end
         else:
-            time.sleep(_PAUSE_S / (1 + len(queue[0].rows) // _BEHIND_ROWS if queue else 1))
+            self.disk_wait.give_way(len(queue[0].rows) if queue else 0)
 
     def _look_after(self) -> float:
         """What is done while nothing waits to be applied. Returns when it was done."""
@@ -447,7 +443,8 @@ class Applier:
         if not drops:
             change.add(key, digest.change(type_code, key, before, delta))
             return
-        after = {part: row for part, row in before.items() if writes.get(prefix + part, row)}
+        gone = {name[skip:] for name, write in writes.items() if write is None}
+        after = {part: row for part, row in before.items() if part not in gone}
         after.update(delta)
         change.add(key, digest.contribution(type_code, key, after))
         change.add(key, digest.contribution(type_code, key, before), -1)

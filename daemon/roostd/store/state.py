@@ -198,7 +198,7 @@ class State:
                 }
             if not changed:
                 continue
-            held.damaged -= changed.keys()
+            held.damaged = held.damaged.difference(changed)
             stored = [
                 raw[part]
                 if row is delta[part]

@@ -72,7 +72,7 @@ class Store:
         self.on_failed: Callable[[StoreFailed], None] | None = None
         self.schedule: Callable[[], None] | None = None
         self.last_raw = b""
-        """The encoded record of the last `commit`."""
+        """The record of the last `commit`, encoded."""
         self._path = opened.index.path.parent
         self._index = opened.index
         self._log = opened.log
@@ -393,13 +393,13 @@ class Store:
         try:
             if self._applier.failed is not None:
                 self._log.fail(f"applying the log to the index failed: {self._applier.failed}")
-            self._log.sync()
+            with self._applier.disk_wait:
+                self._log.sync()
         except StoreFailed as exc:
             self._report(exc)
             raise
-        self._state.batch = Batch()
+        self._state.batch, self._head = Batch(), self._log.head[1:]
         batch.position, batch.head = self._log.position, self._log.head
-        self._head = self._log.head[1:]
         self._applier.offer(batch)
         self._reap(_UNPIN_KEYS)
         if batch.keys:
