@@ -90,6 +90,9 @@ def test_a_torn_tail_is_reported(stores: Stores, store: Store) -> None:
 def test_a_second_daemon_gets_a_clear_error(stores: Stores, store: Store) -> None:
     with pytest.raises(StoreLocked, match=rf"in use by process {os.getpid()}; one daemon per"):
         stores.open()
+    (store._path / "lock").unlink()  # somebody who tidies up
+    with pytest.raises(StoreLocked, match="in use by process unknown"):
+        stores.open()
     put(store, b"k", b"v")
     store.flush()
     assert stores.reopen(store, clean=True).seq == 1

@@ -20,6 +20,8 @@ from roostd.segments import sync_directory
 
 _CLEAN = "clean"
 _LOCK = "lock"
+_directories: dict[int, int] = {}
+"""Descriptor of a locked file -> that of its directory, locked as well."""
 RESTORING = "restoring"
 """A file that is there while a backup is being restored: what lies beside it is not a store."""
 REPAIRING = "repairing"
@@ -67,13 +69,13 @@ def lock(directory: Path, *, repair: bool = False) -> int:
     where a restore did not finish, or (but for another `repair`) a repair."""
     fd = lock_only(directory)
     if (directory / RESTORING).exists():
-        os.close(fd)
+        unlock(fd)
         raise CorruptData(
             f"{directory}: a restore into it did not finish, so it is not a store; restore again: "
             "roost restore FILE DIR"
         )
     if not repair and (directory / REPAIRING).exists():
-        os.close(fd)
+        unlock(fd)
         raise CorruptData(
             f"{directory}: a repair of it did not finish; repair again: roost check DIR --repair"
         )
@@ -84,17 +86,24 @@ def lock_only(directory: Path) -> int:
     """The same, whatever else is there."""
     fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     give_to_owner(directory, directory / _LOCK)
+    # The directory too: somebody may delete the file while it is locked.
+    _directories[fd] = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(_directories[fd], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if isinstance(exc, BlockingIOError):  # else a file system without such locks
+                raise
     except BlockingIOError as exc:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
+        unlock(fd)
         raise StoreLocked(
             f"{directory}: in use by process {owner or 'unknown'}; one daemon per store: stop "
             "that one, or give this node another node.data"
         ) from exc
     except OSError:
-        os.close(fd)
+        unlock(fd)
         raise
     with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
         os.ftruncate(fd, 0)
@@ -103,6 +112,7 @@ def lock_only(directory: Path) -> int:
 
 
 def unlock(fd: int) -> None:
+    os.close(_directories.pop(fd))
     os.close(fd)
 
 
