@@ -136,6 +136,8 @@ class _Reader:
             data = b"".join(map(_bytes, _TEXT.findall(rest))) if fd == 1 else b""
             return Event(number, False, call, "1", data=data) if fd == 1 else None
         path = path.removesuffix(" (deleted)")
+        if path.rpartition("/")[2] in _NOT_ON_DISK:
+            return None
         if call == "unlinkat":
             text = _TEXT.search(rest)
             assert text is not None

@@ -6,6 +6,7 @@ that reads at a time, of any thread (`_reading`).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import threading
@@ -23,8 +24,8 @@ PAGE_BYTES = 4096
 _LOCK_BYTES = (READERS_MAX + 2) * 64
 """LMDB's table of readers: a slot of 64 bytes for each, and what comes before them."""
 _SLOTS_LEFT = 16
-
-
+_UNMAP_BYTES = 8 << 20
+_MADV_DONTNEED = 4
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the system refuses: nothing is known to be wrong with the file."""
 _FAILURES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *REFUSALS)
@@ -77,6 +78,7 @@ class Environment:
         CorruptData: the index is closed."""
         if len(self._env.readers().splitlines()) > READERS_MAX - _SLOTS_LEFT:
             return False
+        _unmap(self.data_file)
         with self._writing, self._reading:
             self.closed = True
             self._env.close()
@@ -141,6 +143,20 @@ def fill_lock_file(path: Path) -> None:
             os.posix_fallocate(fd, 0, size)
     finally:
         os.close(fd)
+
+
+def _unmap(path: Path) -> None:
+    """Take the pages of a file out of this process's maps, a piece at a time: closing the map of a
+    large one does it at once, and holds up who waits to read. They come back when they are read."""
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if fields[5:] == [str(path.resolve())]:
+            start, end = (int(text, 16) for text in fields[0].split("-"))
+            end = min(end, start + path.stat().st_size)
+            for at in range(start, end, _UNMAP_BYTES):
+                size = min(_UNMAP_BYTES, end - at)
+                libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _MADV_DONTNEED)
 
 
 def _pages(stat: Any) -> int:

@@ -50,7 +50,7 @@ class Residue:
     has to be, before anything of that page is overwritten."""
 
     def __init__(self, file: PageFile, fd: int) -> None:
-        """`fd`: the same file, to be written to."""
+        """`fd`: the same file, to be read and written."""
         self.file = file
         self.written = 0
         """Bytes that were overwritten; not durable before the caller syncs."""
@@ -121,6 +121,9 @@ class Residue:
                 count += 1
             self._blank(first * PAGE_BYTES, self.file.read(first, count))
             at += count
+        if stop == self.file.page_count:  # a power loss may have cut the last page in two
+            end = stop * PAGE_BYTES
+            self._blank(end, os.pread(self._fd, PAGE_BYTES, end))
 
     def _free(self, meta: Meta, oldest: int, start: int, stop: int) -> Iterator[memoryview[int]]:
         """The lists of free pages, each cut to the pages asked for."""

@@ -23,11 +23,14 @@ import pytest
 from power_loss import Disk, Event
 from store_kit import root_of
 
+from roost_crdt import logformat
 from roost_crdt.errors import CorruptData
+from roostd import pages
 from roostd.store import Store
 
 WRITER = Path(__file__).with_name("power_loss_writer.py")
 sys.path.insert(0, str(WRITER.parent))
+import wiping_writer  # noqa: E402
 from power_loss_writer import (  # noqa: E402
     NOW,
     check,
@@ -37,6 +40,7 @@ from power_loss_writer import (  # noqa: E402
     written,
 )
 
+WIPER = WRITER.with_name("wiping_writer.py")
 IMAGES = int(os.environ.get("ROOST_TEST_IMAGES", "360"))
 GROUPS = 151
 GENERATIONS = 3
@@ -60,8 +64,8 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-def record(store: Path, boot: str, groups: int) -> list[Event]:
-    command = [sys.executable, str(WRITER), str(store), boot, str(groups)]
+def record(store: Path, boot: str, groups: int, writer: Path = WRITER) -> list[Event]:
+    command = [sys.executable, str(writer), str(store), boot, str(groups)]
     events, status = power_loss.record(command, store, store.with_suffix(".trace"))
     assert status == 0
     return events
@@ -186,6 +190,59 @@ def test_power_lost_at_any_moment(memory: Path, monkeypatch: pytest.MonkeyPatch)
     assert tally.images >= IMAGES
     for kind in ("uncertain", "torn tail cut", "replayed", "created", "new actor"):
         assert tally.kinds[kind] >= tally.images // 200, f"hardly ever: {kind}"
+
+
+@pytest.mark.timeout(0 if IMAGES > 1_000 else 120)
+def test_power_lost_while_the_index_is_wiped(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages in use are written to in place: what is there is whole, what was erased goes."""
+    if reason := power_loss.can_record():
+        pytest.skip(reason)
+    seed = int(os.environ.get("ROOST_TEST_SEED") or int.from_bytes(os.urandom(4), "big"))
+    print(f"seed {seed}")
+    rng, kinds = random.Random(seed), Counter[str]()
+    pretend("boot of the reader", monkeypatch)
+    source, image = memory / "start", memory / "image"
+    source.mkdir()
+    disk = Disk(source)
+    events = record(source, "boot", 26, WIPER)
+    index = [at for at, e in enumerate(events) if e.path.endswith("data.mdb") and e.call != "sync"]
+    zeros = {at for at in index if events[at].data and not any(events[at].data)}
+    chosen = Counter(rng.choice(rng.choice((index, sorted(zeros)))) for _ in range(IMAGES // 3))
+    for at, event in enumerate(events):
+        disk.feed(event)
+        for _ in range(chosen[at]):
+            disk.build(image, rng)
+            kinds["images"] += 1
+            kinds["while wiped"] += at in zeros
+            try:
+                wiped(image, acknowledged(disk), kinds)
+            except (Exception, pytest.fail.Exception) as exc:
+                raise AssertionError(f"after event {at} ({event.call}): {exc}") from exc
+            shutil.rmtree(image)
+    print(dict(kinds))
+    assert kinds["left"] >= kinds["images"] // 10
+    assert kinds["while wiped"] >= kinds["images"] // 10
+
+
+def wiped(image: Path, acked: int, kinds: Counter[str]) -> None:
+    """Open an image, look at all of it, and let it end what was begun."""
+    store = wiping_writer.open_store(image)
+    try:
+        found = dict(store.scan(logformat.KIND_SESSION))
+        steps = [n for n in (acked, acked + 1) if found == wiping_writer.expected(n)]
+        assert steps, f"after {acked} steps: {list(found)}"
+        data = image / "index" / "data.mdb"
+        assert store._applier.drain(20)
+        assert pages.inspect(data) == []
+        gone = [wiping_writer.marker(n) for n in wiping_writer.erased(steps[-1])]
+        kinds["left"] += any(words in data.read_bytes() for words in gone)
+        wiping_writer.settle(store)
+        held = data.read_bytes()
+        assert not [words for words in gone if words in held], "an erasure was forgotten"
+        assert dict(store.scan(logformat.KIND_SESSION)) == found
+        assert pages.inspect(data) == []
+    finally:
+        store.close(clean=False)
 
 
 def test_a_disk_that_lies_is_noticed(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

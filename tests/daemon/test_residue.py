@@ -28,7 +28,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 @contextmanager
 def opened(index: Index) -> Iterator[Residue]:
     """Of the file as it is now."""
-    fd = os.open(index.data_file, os.O_WRONLY)
+    fd = os.open(index.data_file, os.O_RDWR)
     with PageFile(index.data_file) as file:
         yield Residue(file, fd)
     os.close(fd)
@@ -136,7 +136,7 @@ def test_pages_that_somebody_may_see_are_left(index: Index) -> None:
 
 
 def test_pages_behind_the_last_one_are_blanked(index: Index) -> None:
-    """A transaction that was never committed wrote them."""
+    """A transaction that was never committed wrote them, the last one in part."""
     fill(index, OTHER, 10)
     with PageFile(index.data_file) as file:
         last = file.newest().last_page
@@ -148,6 +148,8 @@ def test_pages_behind_the_last_one_are_blanked(index: Index) -> None:
         assert any(file.read(last + 1))
         residue.blank_free(file.newest(), 0, 2, 1 << 40)
         assert not any(file.read(last + 1, file.page_count - last - 1))
+        assert index.data_file.stat().st_size % 4096, "no page was cut in two"
+        assert OWNER not in index.data_file.read_bytes()
     assert len(index.scan(KIND_SESSION, OTHER, b"", 100)) == 10
     assert pages.inspect(index.data_file) == []
 

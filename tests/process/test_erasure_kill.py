@@ -1,4 +1,4 @@
-"""A session is erased on a real daemon, which is killed on its way through the log."""
+"""A session is erased on a real daemon, which is killed on its way through log and index."""
 
 from __future__ import annotations
 
@@ -58,23 +58,31 @@ def copies(node: Node) -> list[Path]:
     return [*found, *(path.with_suffix(".blanking") for path in found[1:])]
 
 
-def logged(node: Node) -> bytes:
-    return b"".join(p.read_bytes() for p in sorted((node.home / "data" / "log").iterdir()))
+def stored(node: Node) -> bytes:
+    """All of the log and of the index."""
+    base = node.home / "data"
+    files = [*sorted((base / "log").iterdir()), base / "index" / "data.mdb"]
+    return b"".join(path.read_bytes() for path in files)
 
 
 @pytest.mark.timeout(0 if SOAK else 120)
-def test_an_erased_session_leaves_the_log_whatever_kills(node: Node) -> None:
+def test_an_erased_session_leaves_the_disk_whatever_kills(node: Node) -> None:
     tally: dict[str, int] = {}
     secrets: list[str] = []
-    for call in ("pwrite64", "fsync", "rename", "fdatasync"):
-        tally[call], moment = 0, 1
-        while tally[call] < KILLS:
+    for what, call in (
+        *(("log", call) for call in ("pwrite64", "fsync", "rename", "fdatasync")),
+        *(("index", call) for call in ("pwrite64", "fdatasync")),
+    ):
+        name = f"{what} {call}"
+        tally[name], moment = 0, 1
+        while tally[name] < KILLS:
             daemon = node.running()
             burst(node.home, node.ledger, rounds=2)
-            secrets.append(f"secret-{call}-{moment}-secret")
+            secrets.append(f"secret-{what}-{call}-{moment}-secret")
             token = speak(node, secrets[-1])
-            assert secrets[-1].encode() in logged(node)
-            with daemon.struck(call, moment, copies(node)):
+            assert secrets[-1].encode() in stored(node)
+            paths = copies(node) if what == "log" else [node.home / "data" / "index" / "data.mdb"]
+            with daemon.struck(call, moment, paths):
                 erase(node, token)
                 until(lambda: erased(node), "erased")
             struck = daemon.was_struck()
@@ -82,11 +90,11 @@ def test_an_erased_session_leaves_the_log_whatever_kills(node: Node) -> None:
             erase(node, token)
             until(lambda: erased(node), "erased")
             for secret in secrets:
-                assert secret.encode() not in logged(node), f"{call} {moment}: {secret}"
+                assert secret.encode() not in stored(node), f"{name} {moment}: {secret}"
             node.stop()  # the next erasure begins at once where the daemon is a new one
             if not struck:
                 break
-            tally[call] += 1
+            tally[name] += 1
             moment = moment + 1 if SOAK else 2 * moment + 1
     print(tally)
     assert all(tally.values()), tally

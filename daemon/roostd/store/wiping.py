@@ -34,7 +34,7 @@ from roostd.sealing import KIND_NAMES
 
 STEP_PAGES = 256
 """Pages of a tree that a step goes through, while nothing is written."""
-STEP_FREE_PAGES = 1024
+STEP_FREE_PAGES = 512
 """Pages of the file of which a step blanks those that are free."""
 _PAUSE_S = 0.0005
 _WAIT_S = 0.05
@@ -162,7 +162,7 @@ class Wiping:
     def _held(self) -> Iterator[tuple[Residue, Meta, int]]:
         """The file while nobody writes, its newest state, and the oldest transaction that a
         reader may see. What was overwritten is durable at the end."""
-        fd = os.open(self._index.data_file, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(self._index.data_file, os.O_RDWR | os.O_CLOEXEC)
         try:
             with PageFile(self._index.data_file) as file:
                 residue = Residue(file, fd)
