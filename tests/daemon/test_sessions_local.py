@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from api_node import Served, served
 
-from roost_crdt.errors import NoSession
+from roost_crdt.errors import NoSession, SessionUnavailable
 from roost_crdt.sessions.copy import SessionCopy
 from roostd.node import Node
 from roostd.sessions.delivery import Delivery
@@ -97,3 +97,22 @@ async def test_a_session_that_is_erased_while_it_is_taken_over_is_gone(
     with pytest.raises(NoSession, match=f"{opened.sid} was erased"):
         await commit(node, opened.sid)
     assert is_gone(node, opened.sid)
+
+
+async def test_a_session_that_has_ended_was_not_lost(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also once the sweep has dropped its head, so that nothing but the token tells of it."""
+    token = (await node.sessions.open(None, "s")).token
+    node.shelf.forget("s")
+    for ttl_ms in (0, 3_600_000):
+        monkeypatch.setattr(node.shelf, "ttl_ms", lambda ttl_ms=ttl_ms: ttl_ms)
+        with pytest.raises(SessionUnavailable, match="its home holds nothing of it"):
+            await node.sessions.open(token, None)
+    monkeypatch.setattr(node.shelf, "ttl_ms", lambda: 1)
+    await asyncio.sleep(0.002)
+    for _ in range(2):
+        with pytest.raises(NoSession, match="s was unused for longer than its ttl; open a new one"):
+            await node.sessions.open(token, None)
+    monkeypatch.undo()
+    assert (await node.sessions.open(None, "s")).created

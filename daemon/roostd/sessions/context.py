@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from roost_crdt.errors import BadToken
+from roost_crdt.errors import BadToken, NoSession
 from roost_crdt.home import Meta
 from roost_crdt.limits import Limits
 from roost_crdt.policy import Policy, PolicyTable
@@ -78,6 +78,15 @@ class Context:
 
     def recreate_on_loss(self) -> bool:
         return any(p.on_loss == "recreate" for p in self.session_policies())
+
+    def check_outlived(self, meta: Meta, claims: Claims | None) -> None:
+        """NoSession if a session of which nothing is held has ended since its bearer's token was
+        made: then it was not lost. Nothing is known of it any more."""
+        ttl_ms = self.shelf.ttl_ms()
+        if claims is None or not ttl_ms or self.now_ms() < claims.iat * 1000 + ttl_ms:
+            return
+        self.shelf.stubs.pop(meta.sid, None)
+        raise NoSession(f"session {meta.sid} was unused for longer than its ttl; open a new one")
 
     def durable_at_standby(self) -> bool:
         """Whether a turn is acknowledged only after the standby's disk too."""

@@ -286,7 +286,7 @@ class Sessions:
         if meta.home == context.node:
             held = context.shelf.live(sid)
             if held is None:
-                if not await self._takeover.yield_to_standby(meta):
+                if not await self._takeover.yield_to_standby(meta, claims):
                     return await self._lost(request, meta)
                 return await self._forward(request, claims, self._known(sid, meta), hops, origin)
             with held.pinned():

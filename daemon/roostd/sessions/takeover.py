@@ -11,6 +11,7 @@ from roost_crdt.errors import RoostError
 from roost_crdt.home import Meta
 from roost_crdt.sessions.copy import SessionCopy
 from roost_crdt.sessions.stream import Stream
+from roost_crdt.token import Claims
 from roostd.sessions.context import Context
 from roostd.sessions.delivery import Delivery
 from roostd.sessions.forward import LOCATE
@@ -81,10 +82,12 @@ class Takeover:
             return False
         return True
 
-    async def yield_to_standby(self, meta: Meta) -> bool:
-        """This node is named home and holds nothing (its store is new): the standby takes over."""
+    async def yield_to_standby(self, meta: Meta, claims: Claims | None) -> bool:
+        """This node is named home and holds nothing: its store is new, and the standby takes over;
+        or nobody has anything, and NoSession if the token is so old that the session has ended."""
         context = self._context
         if meta.standby is None or meta.standby == context.node:
+            context.check_outlived(meta, claims)
             return False
         args = {"sid": meta.sid}
         try:
@@ -95,6 +98,7 @@ class Takeover:
             log.info("session %s: standby %s: %s", meta.sid, meta.standby, error.message)
             return False
         if found is None:
+            context.check_outlived(meta, claims)
             return False
         context.shelf.learn(meta.sid, (int(found[0][0]), str(found[0][1])), found[1])
         return True
