@@ -124,6 +124,21 @@ def test_check_finds_a_damaged_session_and_drops_it(store: Store, what: str) -> 
     assert "sound; 21 rows, 1 sessions" in roost("check", store._path).stdout
 
 
+def test_a_repair_tells_what_was_lost_and_what_there_is_now(store: Store) -> None:
+    store.close()
+    data = store._path / "index" / "data.mdb"
+    raw = data.read_bytes()
+    data.write_bytes(raw.replace(b"k:03\0\x02", b"k:93\0\x02"))
+    told = roost("check", store._path, "--repair").stdout
+    assert "it lacks 1 of 21 rows\n" in told
+    assert "repaired; 21 rows, 2 sessions, 0 entries in 0 log segments" in told
+    assert "where there are none, or none has it, a backup may" in told
+    data.write_bytes(b"noise" * 9_000)
+    told = roost("check", store._path, "--repair", "--json").stdout
+    assert "how many there were cannot be told" in told
+    assert json.loads(told)["rows"] == 0
+
+
 def test_restore_makes_a_store_and_says_whose(store: Store, tmp_path: Path) -> None:
     write_backup(store, tmp_path / "f")
     assert "the store of eu-1 as of" in roost("restore", tmp_path / "f", tmp_path / "b").stdout

@@ -228,33 +228,30 @@ def check(directory: Path, repair: bool, as_json: bool) -> None:
         if repair:
             repaired = repair_store(directory, os.urandom, progress)
             findings, done = repaired.findings, repaired.done
-            left = check_store(directory, progress).problems if done else findings.problems
         else:
             findings = check_store(directory, progress)
-            left = findings.problems
+        now = check_store(directory, progress) if done else findings
     if as_json:
-        click.echo(json_text(_as_dict(directory, findings, done, left)))
+        click.echo(json_text(_as_dict(directory, findings, done, now)))
     else:
-        _tell(directory, findings, done, left)
-    sys.exit(FAILED if left else 0)
+        _tell(directory, findings, done, now)
+    sys.exit(FAILED if now.problems else 0)
 
 
-def _as_dict(
-    directory: Path, findings: Findings, done: list[str], left: list[str]
-) -> dict[str, Any]:
+def _as_dict(directory: Path, findings: Findings, done: list[str], now: Findings) -> dict[str, Any]:
     return {
         "directory": str(directory),
-        "sound": not left,
-        "rows": findings.rows,
-        "sessions": findings.sessions,
-        "segments": findings.segments,
-        "entries": findings.entries,
+        "sound": not now.problems,
+        "rows": now.rows,
+        "sessions": now.sessions,
+        "segments": now.segments,
+        "entries": now.entries,
         "problems": findings.problems,
         "repaired": done,
     }
 
 
-def _tell(directory: Path, findings: Findings, done: list[str], left: list[str]) -> None:
+def _tell(directory: Path, findings: Findings, done: list[str], now: Findings) -> None:
     for problem in findings.problems[:PROBLEMS_SHOWN]:
         click.echo(problem)
     more = len(findings.problems) - PROBLEMS_SHOWN
@@ -263,13 +260,13 @@ def _tell(directory: Path, findings: Findings, done: list[str], left: list[str])
     for sentence in done:
         click.echo(sentence)
     held = (
-        f"{findings.rows} rows, {findings.sessions} sessions, {findings.entries} entries in "
-        f"{findings.segments} log segments"
+        f"{now.rows} rows, {now.sessions} sessions, {now.entries} entries in "
+        f"{now.segments} log segments"
     )
     if not findings.problems:
         click.echo(f"{directory}: sound; {held}")
-    elif left:
-        click.echo(f"{directory}: {len(left)} problems; {held}; see roost check --repair")
+    elif now.problems:
+        click.echo(f"{directory}: {len(now.problems)} problems; {held}; see roost check --repair")
     else:
         click.echo(f"{directory}: repaired; {held}")
 

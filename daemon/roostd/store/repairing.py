@@ -24,7 +24,7 @@ import msgspec
 from roost_crdt import logformat
 from roost_crdt.errors import ConfigError, CorruptData
 from roost_crdt.logformat import Entry, Group, Secret
-from roostd import segments
+from roostd import pages, segments
 from roostd.index import SCHEMA, Index, u64
 from roostd.log import StoreFailed
 from roostd.sealing import KIND_NAMES
@@ -113,7 +113,10 @@ def _repair(
         create_identity(path, index, random_bytes)
     finally:
         index.close()
-    done.append("the store has a new id and a new actor; what is missing comes from its neighbours")
+    done.append(
+        "the store has a new id and a new actor; what is missing comes from its neighbours; where "
+        "there are none, or none has it, a backup may"
+    )
     return done
 
 
@@ -188,6 +191,7 @@ def _salvage(
         plain: dict[bytes, set[bytes]] = {}
         read, whole = carry(data, index, progress, plain) if size else (0, False)
         _refuse_other_schema(path, index, plain)
+        lost = _lost(data, index)
         _name(path, index, random_bytes)
     except BaseException:
         shutil.rmtree(making)
@@ -198,8 +202,25 @@ def _salvage(
     aside = swap(path, making)
     if aside:
         done.append(f"the index could not be used; it is now {aside}")
-    done.append(f"{read} of its entries could be read and are in the new one")
+    done.append(f"{read} of its entries could be read and are in the new one; {lost}")
     return whole
+
+
+def _lost(data: Path, index: Index) -> str:
+    """How many entries the salvaged index lacks, in words."""
+    try:
+        due = pages.entry_counts(data)
+    except (CorruptData, OSError):
+        return "how many there were cannot be told"
+    held = index.counts()
+    names = {b"rows": "rows"}
+    names |= {n: f"entries of {n.decode()}" for kind, n in KIND_NAMES.items() if kind != _META}
+    lacking = [
+        f"{due[name] - held[name]} of {due[name]} {what}"
+        for name, what in names.items()
+        if due.get(name, 0) > held[name]
+    ]
+    return f"it lacks {', '.join(lacking) or 'none'}"
 
 
 def _refuse_other_schema(path: Path, index: Index, plain: dict[bytes, set[bytes]]) -> None:
