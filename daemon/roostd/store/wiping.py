@@ -37,6 +37,8 @@ STEP_PAGES = 256
 STEP_FREE_PAGES = 512
 """Pages of the file of which a step blanks those that are free."""
 _PAUSE_S = 0.0005
+_REST = 3
+"""So many times as long as a step that has written took is nothing done."""
 _WAIT_S = 0.05
 _PATIENCE_S = 1.0
 """So long is waited for readers before it is said."""
@@ -89,7 +91,7 @@ class Wiping:
         the index; any other ends the round."""
         if self.wait_s():
             return
-        began_s, problem = self._now_s(), ""
+        began_s, written, problem = self._now_s(), self.written, ""
         if self._steps is None:
             self._steps = self._round(self._rounds[0].owners)
         try:
@@ -101,8 +103,10 @@ class Wiping:
                 raise
             problem = f"the index: {exc}"
         else:
-            # At most half of the time, so that a slow disk is left to others too.
-            self._due_s = self._now_s() + max(pause_s, self._now_s() - began_s)
+            # Others who write wait for the disk as long as a step does.
+            now_s = self._now_s()
+            rest = _REST if self.written > written else 1
+            self._due_s = now_s + max(pause_s, rest * (now_s - began_s))
             return
         self._steps, self.waits_for = None, ""
         self._rounds.popleft().done(problem)
