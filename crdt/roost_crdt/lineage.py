@@ -104,15 +104,17 @@ class Heads:
             self._heads[actor] = Head(raw[_HEAD.size :].decode(), hlc, chain)
 
     def keep(self, node: str, actor: int, hlc: int, chain: bytes) -> None:
-        """`node`, which writes as `actor`, told this head; durable with the next flush."""
+        """`node`, which writes as `actor`, told this head; durable with the next flush. What the
+        store raises; then nothing is kept."""
         items: dict[bytes, bytes | None] = {}
+        oldest = actor
         if actor not in self._heads and len(self._heads) >= HEADS_MAX:
             oldest = min(self._heads, key=lambda known: self._heads[known].hlc)
-            del self._heads[oldest]
             items[_HEADS + _ACTOR.pack(oldest)] = None
-        self._heads[actor] = Head(node, hlc, chain)
         items[_HEADS + _ACTOR.pack(actor)] = _HEAD.pack(hlc, chain) + node.encode()
         self._store.put(KIND_META, items)
+        self._heads.pop(oldest, None)
+        self._heads[actor] = Head(node, hlc, chain)
 
     def head_for(self, node: str, actor: int = 0) -> tuple[int, int, bytes] | None:
         """`(actor, hlc, chain)` for a greeting to `node`: of the actor that it greeted as, or

@@ -430,11 +430,11 @@ class Gossip:
         for ops, covered in effects.rows:
             try:
                 self._store.accept_rows(ops, covered)
+                if covered:
+                    self._store.keep_floor(self.replica.gc_floor)
             except (RoostError, CorruptData, ActorReused) as error:
                 _log.warning("rows of a snapshot refused: %s", error)
                 refused |= covered.keys() or {self.replica.actor}
-        if any(covered for _, covered in effects.rows):
-            self._store.keep_floor(self.replica.gc_floor)
         for raw, record in effects.writes:
             if record.actor in refused:
                 continue

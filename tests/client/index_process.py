@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lmdb
 
+from roost_crdt import logformat
 from roost_crdt.limits import Limits
 from roost_crdt.rows import layout, register
 from roost_crdt.rows import set as set_rows
@@ -46,8 +47,9 @@ def main(path: str, policies: str) -> None:
         log_retention=16 << 20,
         now_ms=now_ms(),
         random_bytes=os.urandom,
-        policies_blob=policies.encode(),
     )
+    store.put(logformat.KIND_META, {b"policies": policies.encode()})
+    store.flush()
     opened = True
     for line in sys.stdin:
         action, *arguments = json.loads(line)

@@ -105,3 +105,20 @@ async def test_nothing_leaves_after_a_failure() -> None:
     assert [str(failure) for failure in failures] == ["the disk failed"]
     await asyncio.sleep(0)
     assert seen == []
+
+
+async def test_what_is_held_leaves_though_another_one_has_flushed() -> None:
+    """A new actor, a listing: the store then flushes itself."""
+    disk = Disk()
+    groups, seen = groups_of(disk), []
+    disk.write("a")
+    assert groups.hold(lambda: seen.append(list(disk.durable)))
+    waiting = asyncio.ensure_future(groups.durable())
+    await asyncio.sleep(0)
+    disk.write("b")
+    assert groups.hold(lambda: seen.append(list(disk.durable)))
+    disk.flush()
+    await asyncio.wait_for(waiting, 1)
+    await asyncio.sleep(0)
+    assert seen[-1] == ["a", "b"]
+    assert len(seen) == 2

@@ -124,16 +124,6 @@ def test_the_store_keeps_its_own_meta_to_itself(store: Store) -> None:
             store.put(KIND_SPEND, {name: b""})
 
 
-def test_policies_are_published(stores: Stores) -> None:
-    store = stores.open(policies_blob=b"one")
-    assert store.get(KIND_META, b"policies") == b"one"
-    seq = store.seq
-    store = stores.reopen(store, clean=True, policies_blob=b"one")
-    assert store.seq == seq
-    store = stores.reopen(store, clean=True, policies_blob=b"two")
-    assert store.get(KIND_META, b"policies") == b"two"
-
-
 # Listings
 
 

@@ -77,8 +77,9 @@ class Groups:
         await asyncio.shield(self._future)
 
     def flush(self) -> None:
-        """Make the open group durable and release what waits for it."""
-        if not self._store.dirty:
+        """Make the open group durable and release what waits for it; also if the store itself
+        has flushed it meanwhile."""
+        if not self._store.dirty and not self._waiting and self._future is None:
             return
         began_s = time.monotonic()
         try:

@@ -6,13 +6,14 @@ Local marks cannot find every clone or rollback; a neighbour that durably kept t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
 
 import msgspec
 
-from roost_crdt.errors import PeerError
+from roost_crdt.errors import Busy, Full, PeerError
 from roost_crdt.frames import Greeting
 from roost_crdt.lineage import Heads, claim, other_history
 from roost_crdt.logformat import KIND_META
@@ -33,7 +34,6 @@ class Identity:
         self._on_new_actor = on_new_actor
         self._before = claim(store, node, os.urandom)
         self._heads = Heads(store)
-        self.keep_chain = self._heads.keep
         self.head_for = self._heads.head_for
         self.part: Callable[[int], None] = lambda hlc: None
         """Told the hlc at which another history of the actor is known, before it is given up."""
@@ -99,11 +99,18 @@ class Identity:
             )
         self._heads.check(greeting)
 
+    def keep_chain(self, peer: str, actor: int, hlc: int, chain: bytes) -> None:
+        """Remember the head that a neighbour told of; without room, one that it tells of later."""
+        with contextlib.suppress(Full, Busy):
+            self._heads.keep(peer, actor, hlc, chain)
+
     def keep_keys(self, peer: str, keys: Mapping[str, bytes]) -> None:
-        """Remember a neighbour's public keys: its tokens verify here before its link is up."""
+        """Remember a neighbour's public keys: its tokens verify here before its link is up.
+        Without room they are known until this process ends."""
         name, value = _KEYS + peer.encode(), msgspec.msgpack.encode(dict(keys))
-        if self._store.get(KIND_META, name) != value:
-            self._store.put(KIND_META, {name: value})
+        with contextlib.suppress(Full, Busy):
+            if self._store.get(KIND_META, name) != value:
+                self._store.put(KIND_META, {name: value})
 
     def kept_keys(self) -> list[tuple[str, dict[str, bytes]]]:
         """Neighbours and their public keys, as last announced."""

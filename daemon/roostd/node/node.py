@@ -41,7 +41,7 @@ from roostd.node.restored import Restored
 from roostd.node.retention import Retention
 from roostd.node.sessionrows import SessionRows
 from roostd.node.standby import Standbys
-from roostd.node.startup import limits_of, pid_namespace, tls_of
+from roostd.node.startup import limits_of, pid_namespace, publish, tls_of
 from roostd.node.stored import policies_with_keys
 from roostd.node.watch import Callback, Watchers
 from roostd.rpc import Rpc
@@ -87,9 +87,10 @@ class Node:
             log_retention=config.store.log_retention,
             now_ms=self.now_ms(),
             random_bytes=os.urandom,
-            policies_blob=self.policies.text.encode(),
             forget=forget,
         )
+        self._published = publish(self.store, self.policies)
+        self.store.flush()
         self.identity = Identity(self.store, config.node.id, self._new_actor)
         self.identity.say_recovery()
         self.store.on_failed = self._store_failed
@@ -335,7 +336,7 @@ class Node:
         refuse_changes(self.policies, policies, held.__contains__)
         self.keyring.reload()
         self.policies, self.credentials = policies, credentials
-        self.store.put(logformat.KIND_META, {b"policies": policies.text.encode()})
+        self._published = publish(self.store, policies)
         replica = self.gossip.replica
         replica.policy_hashes = policies.hashes()
         replica.public_keys = self.keyring.public_keys()
@@ -486,6 +487,7 @@ class Node:
             self.sessions.tick()
             self.issuers.tick()
             self.membership.tick()
+            self._published = self._published or publish(self.store, self.policies)
             if not self.membership.reseeding.stage:
                 self.retention.tick()
             if not self.groups.pending:

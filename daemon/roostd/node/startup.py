@@ -6,9 +6,13 @@ import dataclasses
 import time
 from pathlib import Path
 
+from roost_crdt.errors import Busy, Full
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
+from roost_crdt.logformat import KIND_META
+from roost_crdt.policy import PolicyTable
 from roostd import wire
 from roostd.config import Config
+from roostd.store import Store
 
 
 def wall_ms() -> int:
@@ -41,3 +45,14 @@ def limits_of(config: Config) -> Limits:
         body_bytes_max=config.limits.body_max,
         session_bytes_max=min(DEFAULT_LIMITS.session_bytes_max, config.limits.body_max * 3 // 4),
     )
+
+
+def publish(store: Store, policies: PolicyTable) -> bool:
+    """Tell readers of the index which policies are in force; False: no room to do so now."""
+    text = policies.text.encode()
+    try:
+        if store.get(KIND_META, b"policies") != text:
+            store.put(KIND_META, {b"policies": text})
+    except (Full, Busy):
+        return False
+    return True

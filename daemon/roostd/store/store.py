@@ -106,7 +106,6 @@ class Store:
         log_retention: int,
         now_ms: int,
         random_bytes: Callable[[int], bytes],
-        policies_blob: bytes | None = None,
         forget: Forget = lambda kind, key: None,
     ) -> Store:
         """Open or create the store in directory `path` and recover it; see `recovery`.
@@ -132,11 +131,6 @@ class Store:
         store._state.clock.observe(hlc_from_ms(now_ms))
         store._applier.start()
         store._log.index_earlier()
-        if policies_blob is not None and store.get(logformat.KIND_META, b"policies") != (
-            policies_blob
-        ):
-            store.put(logformat.KIND_META, {b"policies": policies_blob})
-            store.flush()
         return store
 
     def _replay(self) -> None:
