@@ -12,7 +12,8 @@ meta, which stand without a checksum (integers u64 big-endian):
     policies       as the node published them
 
 and the store itself: actor, log_id, secret, vv (msgpack {actor: hlc}), head (msgpack [actor, hlc,
-chain]), position (msgpack [segment, offset]), boot_id, host, file_id, applied and layout (copies
+chain]), position (msgpack [segment, offset]), boot_id, host, file_id, began_empty (the log tells
+all that the store ever held, while it is not shortened), applied and layout (copies
 of applied_seq and schema behind a checksum), digest/GROUP (64
 buckets of 16 bytes), digest_hour/HOUR. Anything else in meta belongs to the node.
 

@@ -19,7 +19,7 @@ KIND_NAMES = {
 }
 META_OWN = frozenset(
     b"schema store_id log_id applied_seq pid_ns actor secret vv head position "
-    b"boot_id host file_id applied layout upgrading suspect".split()
+    b"boot_id host file_id applied layout upgrading suspect began_empty".split()
 )
 PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies suspect".split())
 """Read by clients as they are; `applied` repeats applied_seq behind a checksum, `layout` schema;

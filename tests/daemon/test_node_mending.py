@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from roostd.index import Index
 from roostd.log import Log
 from roostd.node import Node
 from roostd.node.mending import Mending
-from roostd.store import check, scrub
+from roostd.store import check, restore, scrub
 
 NUMBERS = range(300)
 
@@ -123,6 +125,23 @@ async def test_rows_that_are_gone_come_back(tmp_path: Path) -> None:
     """Nothing but the sums tells of them."""
     files, whole = await filled(tmp_path)
     lose_rows(files["b"].parent / "data")
+    await come_back(files, whole, scrubbed=True)
+
+
+async def test_rows_of_a_restored_store_come_back(tmp_path: Path) -> None:
+    """Its log begins at entry 1, and tells nothing of what the backup held."""
+    files, whole = await filled(tmp_path)
+    data = files["b"].parent / "data"
+    b = await start(files["b"])
+    cursor, raw = b"", b""
+    while cursor or not raw:
+        page = b.store.backup(cursor, {}, 0, bytes(16))
+        cursor, raw = page.cursor, raw + page.chunk
+    await b.stop()
+    (tmp_path / "backup").write_bytes(raw)
+    shutil.rmtree(data)
+    restore(tmp_path / "backup", data, random_bytes=os.urandom)
+    lose_rows(data)
     await come_back(files, whole, scrubbed=True)
 
 

@@ -24,6 +24,7 @@ from roostd.logrecovery import REPAIR, Position
 from roostd.sealing import KIND_NAMES
 from roostd.store.applier import Applier
 from roostd.store.lostpairs import LostPairs
+from roostd.store.opening import BEGAN_EMPTY
 from roostd.store.reads import names as names_of
 from roostd.store.replay import decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
@@ -106,7 +107,9 @@ class Mender:
     def log_rows(self) -> LogRows:
         """What the log holds of the suspect buckets, to be put in again in steps."""
         buckets = self._applier.suspects.buckets
-        return LogRows(self._log, buckets, self._accept, self._limits.mend_bytes)
+        rows = LogRows(self._log, buckets, self._accept, self._limits.mend_bytes)
+        rows.began_empty = self._state.index.meta(BEGAN_EMPTY) is not None
+        return rows
 
     def mended(self, buckets: frozenset[int]) -> None:
         """What these buckets lacked was taken in again and is applied."""
@@ -133,13 +136,15 @@ class LogRows:
         self._rows: dict[bytes, tuple[int, Part, Row]] = {}
         self._bytes = 0
         self._flushing = False
+        self.began_empty = False
+        """Whether the store held nothing before the log's first entry."""
         self.problem = ""
         """Why the log could not be read to its end."""
 
     @property
     def whole(self) -> bool:
         """Whether the log told all that was ever written here."""
-        return self._first == 1 and not self.problem
+        return self.began_empty and self._first == 1 and not self.problem
 
     def step(self) -> bool:
         """Read or write a little; whether all is done. Raises Full, Busy: to be tried again."""

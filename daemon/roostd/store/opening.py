@@ -26,6 +26,9 @@ from roostd.store.remaking import recompute_sums, remake_if_damaged
 from roostd.store.sums import load_digest
 from roostd.store.upgrading import upgrade
 
+BEGAN_EMPTY = b"began_empty"
+"""In meta of a store that held nothing before the log's first entry. Of a restored or repaired one
+the log does not tell what was there before."""
 _SEGMENT_BYTES_MIN = 64 * 1024
 
 
@@ -199,6 +202,7 @@ def create_identity(path: Path, index: Index, random_bytes: Callable[[int], byte
         b"actor": u64(new_actor(random_bytes)),
         b"head": None,
         b"position": None,
+        BEGAN_EMPTY: None if index.counts()[b"rows"] else b"1",
     }
     index.write((), {logformat.KIND_META: sorted([*meta.items(), *_place(index)])})
     for directory in (index.path, path / "log", path, path.parent):
