@@ -10,6 +10,9 @@ SEEDS ?= 300
 KILLS ?= 500
 IMAGES ?= 20000
 INPUTS ?= 5000000
+COMPILED_TESTS ?= tests/test_compiled.py tests/crdt/fuzz $(wildcard tests/daemon/test_api_*.py \
+	tests/daemon/test_store*.py tests/daemon/test_log*.py tests/daemon/test_node_*.py) \
+	tests/process/test_kill.py tests/process/test_store_kill.py
 VENV := .venv
 BIN := $(VENV)/bin
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
@@ -17,19 +20,19 @@ RUN_STAMP := $(VENV)/.run-$(HASH)
 TEST_STAMP := $(VENV)/.test-$(HASH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit process simulate soak coverage mutants clean
+.PHONY: help demo test lint types unit process simulate compiled soak coverage mutants clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
-	@echo "also: lint types unit process simulate soak coverage mutants clean"
+	@echo "also: lint types unit process simulate compiled soak coverage mutants clean"
 
 demo: $(RUN_STAMP)
 	@exec $(BIN)/roost demo $(DEMO)
 
 SIMULATOR := $(wildcard crdt/roost_sim/__main__.py)
 
-test: lint types unit process $(if $(SIMULATOR),simulate)
+test: lint types unit process $(if $(SIMULATOR),simulate) compiled
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
@@ -48,6 +51,18 @@ process: $(TEST_STAMP)
 
 simulate: $(TEST_STAMP)
 	$(BIN)/python -m roost_sim --seeds $(SEEDS)
+
+# The wheel with compiled modules, in build/compiled, and the tests of what is in them.
+compiled: $(TEST_STAMP)
+	@set -e; \
+	if ! command -v cc >/dev/null 2>&1 && [ "$$CI" != true ]; then \
+		echo "no C compiler: the compiled build is not tested"; exit; \
+	fi; \
+	rm -rf build/wheel build/compiled; \
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/python -m hatchling build -t wheel -d build/wheel; \
+	$(BIN)/python -m zipfile -e build/wheel/*.whl build/compiled; \
+	PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -q -n $(WORKERS) -o pythonpath=tests \
+		-m 'not interpreted' $(COMPILED_TESTS)
 
 # Hours, not minutes: before a release.
 soak: $(TEST_STAMP)

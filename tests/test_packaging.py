@@ -55,7 +55,17 @@ def test_the_unit_and_the_daemon_agree() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_knows_its_targets() -> None:
-    for target in ("demo", "test", "lint", "types", "unit", "process", "simulate", "clean"):
+    for target in (
+        "demo",
+        "test",
+        "lint",
+        "types",
+        "unit",
+        "process",
+        "simulate",
+        "compiled",
+        "clean",
+    ):
         done = run("make", "--dry-run", target)
         assert done.returncode == 0, done.stderr
         assert done.stdout

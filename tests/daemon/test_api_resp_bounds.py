@@ -68,6 +68,7 @@ async def test_a_waiting_command_holds_up_no_other_connection(node: Served) -> N
         node.node.linear.transact = get  # type: ignore[method-assign]
 
 
+@pytest.mark.interpreted
 async def test_a_reply_waits_for_the_disk(node: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = await node.client(), await node.client()
     store = node.node.store

@@ -194,6 +194,7 @@ async def test_rows_stand_for_a_damaged_place_of_the_log(tmp_path: Path) -> None
         assert b.keys.get(b"str:123") == b"value 123"
 
 
+@pytest.mark.interpreted
 async def test_what_the_store_refuses_is_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ async def test_what_fetched_rows_may_show_is_known_after_a_restart(tmp_path: Pat
         assert nodes["b"].gossip.replica.rows_vv == known
 
 
+@pytest.mark.interpreted
 async def test_no_snapshot_is_sent_before_the_rows_are_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

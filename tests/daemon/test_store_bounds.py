@@ -261,6 +261,7 @@ def test_the_log_stays_below_its_retention(stores: Stores) -> None:
     assert store.records_after(actor, since, 1) == records[-49:-48]
 
 
+@pytest.mark.interpreted
 def test_the_log_is_trimmed_though_nobody_writes_any_more(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

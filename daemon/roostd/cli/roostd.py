@@ -26,7 +26,7 @@ from roostd.cli import logs
 from roostd.cli.notify import Notifier
 from roostd.config import Config, load
 from roostd.node import Node
-from roostd.store import StoreFailed, StoreLocked
+from roostd.store import StoreFailed, StoreLocked, store
 
 __all__ = ["main"]
 
@@ -63,7 +63,10 @@ log = logging.getLogger("roostd")
     envvar="ROOST_LOG_LEVEL",
 )
 @click.option("--check", is_flag=True, help="Check the configuration and end.")
-@click.version_option(version("roost"), prog_name="roostd")
+@click.version_option(
+    version("roost") + (" (compiled)" if store.__file__.endswith(".so") else ""),
+    prog_name="roostd",
+)
 def main(config_file: Path | None, log_form: str, log_level: str, check: bool) -> None:
     """The daemon: keeps the state next to an LLM server.
 
