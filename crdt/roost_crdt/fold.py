@@ -104,7 +104,9 @@ class Fold:
         self._turns: dict[TurnRef, TurnEntry] = {}
         self._lineage: dict[Epoch, int] = {}
         self._by_turn_id: dict[str, TurnRef] = {}
-        self._summaries: dict[TurnRef, tuple[str, Summary]] = {}
+        self._summaries: dict[str, Summary] = {}
+        self._covering: dict[TurnRef, str] = {}
+        """Turn -> the key of the summary that stands for it."""
         self._raw_steps: dict[str, bytes] = {}
         self._steps: dict[str, list[tuple[CallPlace, CallLeaf]]] = {}
         self._raw_fields: dict[str, bytes] = {}
@@ -193,13 +195,30 @@ class Fold:
 
     def _add_summary(self, key: str, leaf: bytes) -> None:
         summary = read_summary(key, leaf)
-        covered = self._summaries.get(summary.covers)
-        # Several summaries of one turn: the one of the highest place stands.
-        if covered is None or (read_place(key), leaf) > (
-            read_place(covered[0]),
-            summary_leaf(covered[1]),
-        ):
-            self._summaries[summary.covers] = (key, summary)
+        held = self._summaries.get(key)
+        if held is not None:
+            if held == summary:
+                return
+            self.collisions += 1
+            if summary_leaf(held) > summary_leaf(summary):
+                return
+            self._uncover(held.covers, key)
+        self._summaries[key] = summary
+        self._cover(summary.covers, key)
+
+    def _cover(self, turn: TurnRef, key: str) -> None:
+        """Of several summaries of a turn the one of the highest place stands for it."""
+        standing = self._covering.get(turn)
+        if standing is None or read_place(key) > read_place(standing):
+            self._covering[turn] = key
+
+    def _uncover(self, turn: TurnRef, key: str) -> None:
+        """The summary of that key covers another turn: whatever else covers this one stands."""
+        del self._summaries[key]
+        del self._covering[turn]
+        for other, summary in self._summaries.items():
+            if summary.covers == turn:
+                self._cover(turn, other)
 
     # --- conversation ---------------------------------------------------------------------------
 
@@ -223,11 +242,11 @@ class Fold:
         refs = self._active()
         start = 0 if last is None else max(0, len(refs) - last)
         messages: list[bytes] = []
-        if self._summaries:
+        if self._covering:
             for at in range(len(refs) - 1, start - 1, -1):
-                covered = self._summaries.get(refs[at])
-                if covered is not None:
-                    messages.append(covered[1].message)
+                covering = self._covering.get(refs[at])
+                if covering is not None:
+                    messages.append(self._summaries[covering].message)
                     start = at + 1
                     break
         for ref in refs[start:]:
@@ -351,7 +370,7 @@ class Fold:
 
     def raw_entries(self) -> dict[str, bytes]:
         """Every entry that counts, as key and leaf; also summaries of turns that are not here."""
-        summaries = {key: summary_leaf(summary) for key, summary in self._summaries.values()}
+        summaries = {key: summary_leaf(summary) for key, summary in self._summaries.items()}
         return self.entries_of(self._turns.keys()) | summaries
 
     def entries_of(self, turns: Collection[TurnRef]) -> dict[str, bytes]:
@@ -364,9 +383,9 @@ class Fold:
             entry = self._turns.get(ref)
             if entry is not None:
                 entries[f"t/{entry.n}.{entry.node}.{entry.turn}"] = turn_leaf(entry)
-        for covers, (key, summary) in self._summaries.items():
-            if covers in turns:
-                entries[key] = summary_leaf(summary)
+        for turn, key in self._covering.items():
+            if turn in turns:
+                entries[key] = summary_leaf(self._summaries[key])
         entries.update(self._raw_steps)
         return entries
 

@@ -472,6 +472,26 @@ def test_one_key_with_two_bodies_is_counted_and_settled_alike() -> None:
     assert first.calls == second.calls
 
 
+def test_one_summary_key_with_two_bodies_is_settled_alike_in_any_order() -> None:
+    entries = [
+        fold.summary_entry(EU, 1, covers=(*EU, 1), message=b"first"),
+        fold.summary_entry(EU, 2, covers=(*EU, 1), message=b"again"),
+        fold.summary_entry(EU, 2, covers=(*EU, 2), message=b"another"),
+    ]
+    start = chain(EU, 1, 2, None)
+    found = [folded(*start, *order) for order in itertools.permutations(entries)]
+    assert {fold_.collisions for fold_ in found} == {1}
+    larger = max(entries[1:], key=lambda entry: entry[1])
+    for fold_ in found:
+        assert fold_.raw_entries() == dict([*start, entries[0], larger])
+        assert picture(fold_) == picture(found[0])
+        rows = fold_.view_rows(fold_.raw_entries(), {})
+        assert picture(Fold.from_views(rows.items())) == picture(fold_)
+    assert larger == entries[2], "so turn 1 is covered by the older summary again"
+    assert found[0].messages() == [b"another"]
+    assert found[0].entries_of({(*EU, 1)}).keys() == {start[0][0], entries[0][0]}
+
+
 @pytest.mark.parametrize("row", [b"", b"x", b"xt/1.eu.1", b"e\xff", b"et/1.eu.1", b"fkv"])
 def test_a_view_row_that_is_none_is_corrupt(row: bytes) -> None:
     with pytest.raises(CorruptData):
