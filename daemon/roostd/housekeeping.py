@@ -17,9 +17,9 @@ from roostd.blanking import blank_segment
 from roostd.segments import Segment
 
 _RETRY_S = 0.25
-_FAILED_RETRY_S = 2.0
-"""After a segment could not be written though there seemed to be room: the attempt takes what there
-is away from everybody for a while."""
+_RETRY_MAX_S = 2.0
+"""Up to so long after a segment could not be written though there seemed to be room: an attempt may
+take what there is away from everybody."""
 
 
 class Housekeeper:
@@ -164,19 +164,20 @@ class Housekeeper:
 
     def _make_spare(self) -> None:
         free = _free_bytes(self._directory)
-        self._retry_s = _RETRY_S
-        reason = os.strerror(errno.ENOSPC)
+        reason, retry_s = os.strerror(errno.ENOSPC), _RETRY_S
         if free is None or free >= self._segment_bytes:
             try:
                 self._offer(segments.create(self._directory, self._wanted, self._segment_bytes))
             except OSError as exc:
-                reason, self._retry_s = str(exc.strerror), _FAILED_RETRY_S
+                reason, retry_s = str(exc.strerror), min(2 * self._retry_s, _RETRY_MAX_S)
             else:
-                self.problem = ""
+                self.problem, self._retry_s = "", _RETRY_S
                 return
+        self._retry_s = retry_s
+        room = "" if free is None else f" ({free} bytes free)"
         self.problem = (
             f"the next log segment, of {self._segment_bytes} bytes, cannot be made in "
-            f"{self._directory} ({free} bytes free): {reason}"
+            f"{self._directory}{room}: {reason}"
         )
 
     def _offer(self, segment: Segment) -> None:

@@ -559,7 +559,7 @@ def test_a_full_disk_refuses_before_it_accepts_and_recovers(
     while log._housekeeper.spare is None:
         time.sleep(0.005)
     monkeypatch.setattr(segments, "create", no_space)
-    monkeypatch.setattr(housekeeping, "_FAILED_RETRY_S", 0.05)
+    monkeypatch.setattr(housekeeping, "_RETRY_MAX_S", 0.05)
     with pytest.raises(Full, match=r"cannot be made .* bytes free.*No space.*reads go on"):
         fill(log)
     wrote = log.durable_seq

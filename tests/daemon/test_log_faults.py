@@ -95,7 +95,7 @@ def test_a_segment_is_begun_without_opening_a_file(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "open", none_left)
-    monkeypatch.setattr(housekeeping, "_FAILED_RETRY_S", 0.05)
+    monkeypatch.setattr(housekeeping, "_RETRY_MAX_S", 0.05)
     with pytest.raises(Full, match="Too many open files; reads go on"):
         fill(log)
     wrote = log.durable_seq
