@@ -56,7 +56,7 @@ class Caller:
     def require_admin(self) -> None:
         """Raises NoPerm."""
         if self.principal.rights != ADMIN:
-            raise NoPerm(f"{self.name} is no admin")
+            raise NoPerm(f'{self.name} is no admin: this takes rights = "admin" in the credentials')
 
 
 def check_key(key: bytes) -> None:

@@ -62,6 +62,16 @@ class Mender:
         self.look()
         return ALL if self._passes > self._applier.scrub_passes else self._applier.suspects.buckets
 
+    def check_backup(self) -> None:
+        """CorruptData while rows are missing: a backup would lack them in silence."""
+        lacking = self.lacking()
+        if lacking:
+            raise CorruptData(
+                f"rows of {len(lacking)} buckets of keys were lost to damage on this node's disk, "
+                "or are looked for, so a backup would lack some; they are fetched from neighbours: "
+                f"back up again when they are back, or another node; without any, {REPAIR}"
+            )
+
     @property
     def problem(self) -> str:
         """What a scrub found and could not mend; "" if all is well."""

@@ -210,16 +210,18 @@ def _apply(
                 progress("restoring", chunk.end, verified.size)
         writer.flush()
         sums = digest_of(index, progress)
-        meta = [*digest_pairs(*sums), (b"vv", msgspec.msgpack.encode(writer.vv))]
-        meta.append((RESTORED, msgspec.msgpack.encode([])))
-        index.write((), {logformat.KIND_META: sorted(meta)})
         end = verified.end
         warnings = []
         if end.digest is not None and digest.root(*sums, end.ended_ms) != end.digest:
+            writer.vv = {}  # nothing is vouched for, so that neighbours send all they have
             warnings.append(
-                "the digest of the restored rows is not the one that the backed-up store told; "
-                "every row's checksum holds, so that one's digest was wrong: roost check it"
+                "the digest of the restored rows is not the one that the backed-up store told: "
+                "that one had lost rows, or its digest was wrong; neighbours send what they have, "
+                "and roost check tells of the store that was backed up"
             )
+        meta = [*digest_pairs(*sums), (b"vv", msgspec.msgpack.encode(writer.vv))]
+        meta.append((RESTORED, msgspec.msgpack.encode([])))
+        index.write((), {logformat.KIND_META: sorted(meta)})
         return create_identity(directory, index, random_bytes), warnings
     finally:
         index.close()

@@ -143,6 +143,7 @@ class Store:
 
     def backup(self, cursor: bytes, about: dict[str, str], now_ms: int, random_id: bytes) -> Page:
         """The next chunk of a backup, the first one for an empty cursor; see store.backup."""
+        self.mender.check_backup()
         index, log = self._index, self._log
         if not cursor:
             return backup.begin(index, log, about=about, now_ms=now_ms, random_id=random_id)
