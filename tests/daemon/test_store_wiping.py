@@ -307,3 +307,17 @@ def test_a_damaged_page_is_left_as_it_is(stores: Stores) -> None:
     talk.settle(lambda store: bool(store.erasing.problem))
     assert f"page {root} " in talk.store.erasing.problem
     assert talk.store.erasing.waiting
+
+
+def test_what_a_crash_left_behind_the_last_page_goes_too(stores: Stores) -> None:
+    """Pages that were written and never committed, the last one in part."""
+    talk = begin(stores, rounds=15)
+    talk.erase(2)
+    talk.store.close(clean=False)
+    with data(talk.store).open("ab") as file:
+        file.write(b"".join(map(marker, talk.erased)) * 100)
+    assert data(talk.store).stat().st_size % 4096
+    again(talk, stores)
+    talk.settle(talking=True)
+    assert talk.left() == []
+    talk.check()

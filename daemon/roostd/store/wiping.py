@@ -124,6 +124,8 @@ class Wiping:
             yield _WAIT_S
         self.waits_for = ""
         with self._held() as (residue, meta, _):
+            # LMDB may take a page from behind the last one and list it as free without writing it.
+            residue.blank_free(meta, 0, meta.last_page + 1, residue.file.page_count)
             names = sorted(named_trees(residue.file, meta))
         for name in names:
             start: bytes | None = b""
