@@ -70,8 +70,8 @@ class Housekeeper:
             self._spare_fd = -1
 
     def take_spare(self) -> tuple[Segment, int]:
-        """Use the spare, its file open; the next one is begun at once. FileNotFoundError: somebody
-        has deleted it."""
+        """Use the spare, its file open; the next one is begun at once. OSError: it cannot be, as
+        somebody has deleted it."""
         segment, fd = self._spare, self._spare_fd
         assert segment is not None
         if not os.fstat(fd).st_nlink:

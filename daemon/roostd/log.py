@@ -294,7 +294,7 @@ class Log:
         old = self._active
         try:
             segment, fd = self._housekeeper.take_spare()
-        except FileNotFoundError as exc:
+        except OSError as exc:
             self.fail(str(exc))
         segment.first_seq, segment.origins = first_seq, OriginIndex()
         with contextlib.suppress(OSError):  # all that was written to it is synced

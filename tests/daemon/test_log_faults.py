@@ -120,6 +120,24 @@ def test_nothing_is_written_to_a_deleted_segment(make: Callable[..., Log], which
         assert kept[0] == b"kept"
 
 
+def test_whatever_keeps_a_segment_from_being_begun_is_final(
+    make: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in hand then has no known outcome: nobody may wait for it for ever."""
+    log = make()
+    until_spare(log)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(log._housekeeper, "take_spare", fail)
+    with pytest.raises(StoreFailed, match="Input/output error; nothing is acknowledged"):
+        fill(log)
+    monkeypatch.undo()
+    wrote = log.durable_seq
+    assert len(payloads(make())) == wrote > 0
+
+
 def test_older_segments_may_be_deleted_by_somebody(make: Callable[..., Log]) -> None:
     log = make()
     for hlc in range(1, COUNT):
