@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,9 @@ import httpx
 import pytest
 import pytest_asyncio
 from api_node import Served, served
+
+import roost
+from roostd.store.suspects import ALL
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -222,3 +226,23 @@ async def test_a_refused_parameter_is_outside_of_what_is_described(
     for name in ("a b", "a/b", "a:b", "a?b", "a#b", "a%b", 'a"b', "a\\b", "é", "a\n"):
         assert not re.search(sid["schema"]["pattern"], name) or name.endswith("\n")
         assert (await http.post("/v1/sessions", json={"sid": name})).status_code == 400
+
+
+async def test_damage_is_unavailable_on_every_face(node: Served, http: httpx.AsyncClient) -> None:
+    assert (await http.get("/v1/keys/cnt:lost")).json()["value"] is None
+
+    def read() -> None:
+        with roost.connect(f"unix://{node.unix}", mmap=False) as client:
+            client.get("cnt:lost")
+
+    suspects = node.node.store.suspects
+    suspects.buckets = ALL
+    try:
+        answer = await http.get("/v1/keys/cnt:lost")
+        with pytest.raises(roost.Unavailable, match="stored data is damaged: rows were lost"):
+            await asyncio.to_thread(read)
+    finally:
+        suspects.buckets = frozenset()
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "UNAVAILABLE"
+    assert "stored data is damaged: rows were lost" in answer.json()["detail"]

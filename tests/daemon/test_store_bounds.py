@@ -106,7 +106,7 @@ def test_full_at_the_bound_reads_go_on_and_it_recovers(stores: Stores) -> None:
     assert len(value(store, b"k:000001")) == 2_000
     store = stores.reopen(store, clean=True, size_max=4 << 20, log_retention=1 << 20)
     assert all(len(value(store, b"k:%06d" % n)) == 2_000 for n in range(wrote))
-    with pytest.raises(Full):
+    with pytest.raises(Full, match="delete keys, or raise store"):
         brief(lambda: put(store, b"more", bytes(2_000)))
     # Deletes still go; then there is room again.
     for number in range(0, wrote, 2):
@@ -126,6 +126,9 @@ def test_full_at_the_bound_reads_go_on_and_it_recovers(stores: Stores) -> None:
     brief(lambda: put(store, b"more", bytes(2_000)))
     store.flush()
     assert len(value(store, b"more")) == 2_000
+    store = stores.reopen(store, clean=True, size_max=1 << 20, log_retention=1 << 20)
+    with pytest.raises(Full, match="reads go on; raise store"):  # no delete would be let in either
+        brief(lambda: put(store, b"more", bytes(2_000)))
 
 
 def test_an_index_that_cannot_grow_stops_applying_not_serving(

@@ -107,7 +107,9 @@ class Admission:
             text = f"the store is full: {room.used} of {self._size_max} bytes (store.size_max) used"
             for pid, behind in room.stuck_readers[:3]:
                 text += f", pages held by reader process {pid}, {behind} transactions behind"
-            return f"{text}; reads go on; delete keys, or raise store.size_max and restart"
+            may_delete = room.used + self._growth(1, 0) <= self._bound(shrinks=True)
+            ways = f"{'delete keys, or ' * may_delete}raise store.size_max and restart"
+            return f"{text}; reads go on; {ways}"
         if room.disk_free < growth + _DISK_MARGIN_BYTES:
             return (
                 f"the disk is full: {room.disk_free} bytes free; reads go on, writes come back "

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from roost_crdt.errors import CorruptData, RoostError, UnknownOutcome
+from roost_crdt.errors import CorruptData, RoostError
+from roostd.api import refusals
 from roostd.api.http import keys, node, sessions, watch
 from roostd.api.http.problems import document, problem
 from roostd.api.http.request import Call, check_place, climbing, climbs
@@ -79,13 +80,14 @@ def _endpoint(
             metrics.count_error(error.code)
             response = problem(error)
         except StoreFailed:
-            lost = UnknownOutcome("the disk failed; this node stops. Retry at another one")
+            lost = refusals.disk_failed()
             metrics.count_error(lost.code)
             response = problem(lost)
         except CorruptData as error:
-            metrics.count_error("CORRUPT")
             log.error("damaged data: %s", error)  # noqa: TRY400 - the cause is in the text
-            response = document(500, "ERR", f"stored data is damaged: {error}; see roost check")
+            unavailable = refusals.damaged(error)
+            metrics.count_error(unavailable.code)
+            response = problem(unavailable)
         seconds = time.monotonic() - started
         metrics.count_request(request.method, route.path, response.status_code, seconds)
         return response

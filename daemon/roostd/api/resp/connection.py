@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from roost_crdt.errors import CorruptData, NoAuth, RoostError, TooLarge
 from roost_crdt.policy import Policy
+from roostd.api import refusals
 from roostd.api.caller import ADMIN, KEY_BYTES_MAX, Caller, check_key
 from roostd.api.numbers import NotANumber
 from roostd.api.resp import encode
@@ -360,12 +361,11 @@ class Connection(asyncio.Protocol):
     def refusal(self, error: Exception) -> bytes:
         """The error reply of a refusal."""
         metrics = self.server.metrics
+        if isinstance(error, CorruptData):
+            error = refusals.damaged(error)
         if isinstance(error, RoostError):
             metrics.count_error(error.code)
             return encode.refusal(error)
-        if isinstance(error, CorruptData):
-            metrics.count_error("CORRUPT")
-            return encode.error(f"ERR stored data is damaged: {error}; see roost check")
         text = f"ERR {error}" if isinstance(error, NotANumber) else str(error)
         metrics.count_error(text.partition(" ")[0])
         return encode.error(text)
