@@ -12,7 +12,7 @@ IMAGES ?= 20000
 INPUTS ?= 5000000
 COMPILED_TESTS ?= tests/test_compiled.py tests/crdt/fuzz $(wildcard tests/daemon/test_api_*.py \
 	tests/daemon/test_store*.py tests/daemon/test_log*.py tests/daemon/test_node_*.py) \
-	tests/process/test_kill.py tests/process/test_store_kill.py
+	tests/process/test_kill.py
 VENV := .venv
 BIN := $(VENV)/bin
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
@@ -80,7 +80,7 @@ mutants: $(TEST_STAMP)
 	$(BIN)/python tests/mutants/run.py --workers $(WORKERS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(1): what to install, $(2): the stamp that says so.
