@@ -6,12 +6,12 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.store_kit import LIMITS, Stores, applied, brief, incr, put, value
+from store_kit import LIMITS, Stores, applied, brief, incr, put, value
 
 from roost_crdt import logformat
 from roost_crdt.errors import Full
@@ -28,14 +28,6 @@ MARKER = b"nobody-else-says-this"
 OWNER = b"s\0gone\0"
 STUB = head_item(Meta("gone", (1, "eu-1"), None, held=False, erased_ms=1))
 QUICK = replace(LIMITS, erase_pause_ms=0)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 def speak(store: Store, name: bytes = b"gone", turns: int = 40, pad: int = 20_000) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.store_kit import LIMITS, Stores, applied, brief, incr, put, root_of, value
+from store_kit import LIMITS, Stores, applied, brief, incr, put, root_of, value
 
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData, Full
@@ -22,14 +22,6 @@ from roostd.store.sums import group_name
 
 LATE = replace(LIMITS, start_check_bytes=0)
 """The start looks at nothing."""
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 def damage(path: Path, kind: int, *keys: bytes) -> None:

@@ -8,12 +8,12 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.store_kit import LIMITS, NOW, Stores, applied, brief, put, root_of
+from store_kit import LIMITS, NOW, Stores, applied, brief, put, root_of
 
 from roost_crdt.home import Meta
 from roost_crdt.logformat import KIND_SESSION
@@ -35,14 +35,6 @@ with env.begin(db=env.open_db(b"sessions", create=False)) as txn:
     assert list(txn.cursor()) == found, "the pages of a reader were overwritten"
     print("the same", flush=True)
 """
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
-    yield made
-    for store in made.opened:
-        store.close(clean=False)
 
 
 def marker(number: int) -> bytes:
