@@ -16,34 +16,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diskwait, "PAUSE_S", 30.0)
 
 
-def test_it_goes_on_at_once_while_the_disk_is_waited_for() -> None:
-    wait = DiskWait()
-    with wait:
-        for _ in range(1_000):
-            wait.give_way(0)
-
-
-def test_it_goes_on_when_a_wait_begins_and_not_before() -> None:
-    wait = DiskWait()
-    gone_on = threading.Event()
-
-    def apply() -> None:
-        wait.give_way(0)
-        gone_on.set()
-
-    thread = threading.Thread(target=apply)
-    thread.start()
-    assert not gone_on.wait(0.05)
-    with wait:
-        assert gone_on.wait(10)
-    thread.join()
-
-
-def test_a_wait_that_is_over_is_none() -> None:
-    wait = DiskWait()
-    for _ in range(3):
-        with wait:
-            pass
+def goes_on_in_the_next(wait: DiskWait) -> None:
     thread = threading.Thread(target=wait.give_way, args=(0,))
     thread.start()
     thread.join(0.05)
@@ -53,16 +26,30 @@ def test_a_wait_that_is_over_is_none() -> None:
     assert not thread.is_alive()
 
 
+def test_it_goes_on_at_once_while_the_disk_is_waited_for() -> None:
+    wait = DiskWait()
+    with wait:
+        for _ in range(1_000):
+            wait.give_way(0)
+
+
+def test_it_goes_on_when_a_wait_begins_and_not_before() -> None:
+    goes_on_in_the_next(DiskWait())
+
+
+def test_a_wait_that_is_over_is_none() -> None:
+    wait = DiskWait()
+    for _ in range(3):
+        with wait:
+            pass
+    goes_on_in_the_next(wait)
+
+
 def test_an_error_ends_the_wait_too() -> None:
     wait = DiskWait()
     with pytest.raises(OSError, match="EIO"), wait:
         raise OSError("EIO")
-    thread = threading.Thread(target=wait.give_way, args=(0,))
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    with wait:
-        thread.join(10)
+    goes_on_in_the_next(wait)
 
 
 def test_without_syncs_it_goes_on_after_a_pause_that_shrinks(
