@@ -65,14 +65,13 @@ def test_a_bit_in_every_page_of_the_index(tmp_path: Path, monkeypatch: pytest.Mo
     tally = Counter(text.split()[0] for _, text in found)
     print(len(flips), dict(tally))
     assert [one for one in found if "WRONG" in one[1]] == []
-    # What the log still holds, a repair brings back; the rest has to come from neighbours.
-    mended = Counter(text.rpartition("-> ")[2][:4] for _, text in found if "-> " in text)
-    print(dict(mended))
-    assert mended["all"] >= sum(mended.values()) // 4
-    assert mended.keys() <= {"all", "part", "not "}
+    # The log holds all from the first write on, and what it holds a repair brings back.
+    mended = [text for _, text in found if "-> " in text]
+    assert [text for text in mended if "-> all" not in text and "-> not this" not in text] == []
+    assert any("-> all" in text for text in mended)
     # A name whose bits turned is not found under the old one: only a check of all rows tells.
     # LMDB itself ends the process at some pages. Both are rare, and no other value is served.
-    assert tally["noticed"] + tally["died"] <= len(flips) // 40 + 3
+    assert tally["noticed"] + tally["died"] <= len(flips) // 40 + 8
     for flip, text in found:
         if text.startswith("refused"):
             assert "roost check DIR --repair" in text or "this release reads" in text, (flip, text)

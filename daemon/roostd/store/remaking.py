@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from roost_crdt import digest, logformat
 from roost_crdt.errors import CorruptData
@@ -161,14 +162,21 @@ def recompute_sums(index: Index) -> None:
     index.write((), {logformat.KIND_META: sorted(stored.items())})
 
 
+class Whole(NamedTuple):
+    """Whether none can be missing."""
+
+    rows: bool
+    pairs: bool
+
+
 def carry(
     data: Path, index: Index, progress: Progress, plain: dict[bytes, set[bytes]] | None = None
-) -> tuple[int, bool]:
-    """Copy every entry whose checksum holds; how many, and whether none can be missing. Values of
-    the names in meta that have no checksum are put into `plain`."""
+) -> tuple[int, Whole]:
+    """Copy every entry whose checksum holds; how many, and what is whole. Values of the names in
+    meta that have no checksum are put into `plain`."""
     rows: dict[bytes, bytes] = {}
     items: dict[int, dict[bytes, bytes]] = {}
-    count, held_rows, size = 0, 0, 0
+    count, size = 0, 0
 
     def write() -> None:
         index.write(
@@ -186,7 +194,6 @@ def carry(
                 continue
             if kind == logformat.KIND_RECORD:
                 rows[key] = stored
-                held_rows += 1
             else:
                 items.setdefault(kind, {})[key] = stored[4:]
             count, size = count + 1, size + len(key) + len(stored)
@@ -195,10 +202,14 @@ def carry(
                 size = 0
                 progress("readable entries", count, 0)
         write()
-        return count, held_rows == pages.entry_counts(data).get(b"rows")
+        due = pages.entry_counts(data)
     except CorruptData:
         write()
-        return count, False
+        return count, Whole(rows=False, pairs=False)
+    held = index.counts()
+    held[KIND_NAMES[logformat.KIND_META]] += len(plain or ())
+    pairs = all(held[name] == due.get(name) for name in KIND_NAMES.values())
+    return count, Whole(held[b"rows"] == due.get(b"rows"), pairs)
 
 
 def _kind_of(key: bytes, stored: bytes) -> int | None:

@@ -45,7 +45,15 @@ from roostd.store.checking import (
 )
 from roostd.store.checksessions import check_sessions, drop_sessions
 from roostd.store.opening import applied_of, create_identity
-from roostd.store.remaking import SALVAGED, WRITE_BYTES, carry, digest_of, move_aside, swap
+from roostd.store.remaking import (
+    SALVAGED,
+    WRITE_BYTES,
+    Whole,
+    carry,
+    digest_of,
+    move_aside,
+    swap,
+)
 from roostd.store.replay import redo
 from roostd.store.state import State
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX, digest_pairs
@@ -69,7 +77,7 @@ def repair(
             findings.problems.append(f"{path}: a repair of it did not finish")
         if not findings.problems:
             return Repaired(findings, [])
-        done = _repair(path, findings, not begun, random_bytes, progress)
+        done = _repair(path, findings, Whole(not begun, not begun), random_bytes, progress)
         identity.give_to_owner(path, *path.iterdir())
         identity.unmark(path, identity.REPAIRING)
         return Repaired(findings, done)
@@ -88,7 +96,7 @@ def repair(
 def _repair(
     path: Path,
     before: Findings,
-    whole: bool,
+    whole: Whole,
     random_bytes: Callable[[int], bytes],
     progress: Progress,
 ) -> list[str]:
@@ -97,7 +105,8 @@ def _repair(
     findings = before
     index = None if before.index_damaged else open_index(path, Findings())
     if index is None:
-        whole = _salvage(path, done, random_bytes, progress) and whole
+        rows, pairs = _salvage(path, done, random_bytes, progress)
+        whole = Whole(whole.rows and rows, whole.pairs and pairs)
         index = open_index(path, Findings())
         assert index is not None, "it was just made"
         findings = Findings()
@@ -124,28 +133,29 @@ def _mend(
     path: Path,
     index: Index,
     findings: Findings,
-    whole: bool,
+    whole: Whole,
     done: list[str],
     progress: Progress,
 ) -> None:
     """Take out what is damaged, put in what the log has, compute the digests anew."""
+    rows_whole, pairs_whole = whole.rows, whole.pairs and not findings.damaged_pairs
     secret = Secret.from_bytes(index.meta(b"secret") or b"")
     applied, vv = applied_of(path, index)
     seq = applied.seq
     if findings.damaged_rows:
         index.write([(name, None) for name in sorted(findings.damaged_rows)], {})
         done.append(f"{len(findings.damaged_rows)} damaged rows are gone")
-        whole = False
+        rows_whole = False
     if findings.digest_differs:
-        whole = False  # of rows that are gone without a trace nothing else tells
+        rows_whole = False  # of rows that are gone without a trace nothing else tells
     if index.meta(suspects.NAME) is not None:
         index.write((), {_META: [(suspects.NAME, None)]})
-        whole = False
+        rows_whole = False
     _drop_pairs(index, findings, done)
-    if not whole:
+    if not rows_whole:
         vv = {}
     first, last = _extent(path, secret)
-    if first and last >= seq and not (whole and not findings.damaged_pairs):
+    if first and last >= seq and not (rows_whole and pairs_whole):
         # Puts and drops below an applied one are harmless only if all those after it follow.
         from_seq = first - 1
     else:
@@ -176,11 +186,11 @@ def _drop_pairs(index: Index, findings: Findings, done: list[str]) -> None:
 
 def _salvage(
     path: Path, done: list[str], random_bytes: Callable[[int], bytes], progress: Progress
-) -> bool:
-    """Put a new index together from what can be read of the old one; whether that is all."""
+) -> Whole:
+    """Put a new index together from what can be read of the old one; what of it is whole."""
     if not (path / "index").exists() and (path / SALVAGED).exists():
         (path / SALVAGED).rename(path / "index")  # killed between two renames
-        return False
+        return Whole(rows=False, pairs=False)
     making = path / "index.salvaging"
     shutil.rmtree(making, ignore_errors=True)
     shutil.rmtree(path / SALVAGED, ignore_errors=True)
@@ -189,7 +199,7 @@ def _salvage(
     index = Index(making, 2 * size + map_margin(path))
     try:
         plain: dict[bytes, set[bytes]] = {}
-        read, whole = carry(data, index, progress, plain) if size else (0, False)
+        read, whole = carry(data, index, progress, plain) if size else (0, Whole(False, False))
         _refuse_other_schema(path, index, plain)
         lost = _lost(data, index)
         _name(path, index, random_bytes)
