@@ -480,7 +480,7 @@ class Gossip:
         for scanned, peer, row_key, bytes_max in scans:
             try:
                 rows = self._store.scan_rows(row_key, bytes_max)
-            except CorruptData as error:
+            except (Busy, CorruptData) as error:
                 _log.error("no rows for %s: %s", peer, error)
                 self.cut(peer, f"its rows cannot be read here: {error}")
             else:

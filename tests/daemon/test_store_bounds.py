@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lmdb
@@ -221,8 +225,6 @@ def test_a_failing_index_is_told_though_nothing_is_written(
     with monkeypatch.context() as patch:
         for name in ("write", "rows_of"):
             patch.setattr(Index, name, lambda *_: (_ for _ in ()).throw(lmdb.PanicError("dead")))
-        with pytest.raises(Busy, match="the index cannot be read: dead; the node stops"):
-            store.key_rows(b"other")
         store._state.memory.add(b"k", KeyRows(0, {}, frozenset()))
         put(store, b"k", b"v")
         store.flush()
@@ -237,6 +239,46 @@ def test_a_failing_index_is_told_though_nothing_is_written(
     assert not (store._path / "remake").exists()
     store = stores.reopen(store)
     assert value(store, b"k") == b"v"
+
+
+def test_a_meta_page_that_could_not_be_written_is_no_damage(store: Store) -> None:
+    """Every read of the index is refused until the process ends, and none speaks of damage."""
+    data = store._index.data_file
+    synced = next(fd for fd in open_files(data) if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DSYNC)
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, synced)  # LMDB writes its meta pages through that one
+    os.close(full)
+    put(store, b"k", b"v")
+    store.flush()
+    deadline = time.monotonic() + 5
+    while store._applier.failed is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert isinstance(store._applier.failed, lmdb.Error)
+    reads: list[Callable[[], object]] = [
+        lambda: store.key_rows(b"other"),
+        lambda: store.keys(b"", b"", 10, NOW),
+        lambda: store.scan_rows(b"", 1_000),
+        lambda: store.get(KIND_SESSION, b"s"),
+        lambda: store.scan(KIND_SESSION),
+        lambda: store.backup(b"", {}, NOW, bytes(16)),
+    ]
+    for read in reads:
+        with pytest.raises(Busy, match=r"the index cannot be read: .*; the node stops and recover"):
+            read()
+    assert value(store, b"k") == b"v", "it is in memory"
+    assert store._state.damage_seen == 0
+    assert not (store._path / "remake").exists()
+
+
+def open_files(path: Path) -> list[int]:
+    """This process's descriptors of a file."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == str(path):
+                found.append(int(name))
+    return found
 
 
 # Retention

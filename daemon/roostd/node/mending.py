@@ -16,7 +16,7 @@ from typing import Any
 
 import lmdb
 
-from roost_crdt.errors import CorruptData, RoostError
+from roost_crdt.errors import Busy, CorruptData, RoostError
 from roost_crdt.membership.collector import keep_rows_vv
 from roost_crdt.record import RowOp
 from roost_crdt.replica import Replica
@@ -89,7 +89,7 @@ class Mending:
             try:
                 pause_ms = self.tick()
                 await self._replace_pair()
-            except (CorruptData, lmdb.Error) as error:
+            except (Busy, CorruptData, lmdb.Error) as error:
                 log.error("mending goes on later: %s", error)  # noqa: TRY400 - it is in the text
                 pause_ms = 4 * TICK_MS
             await asyncio.sleep(pause_ms / 1000)

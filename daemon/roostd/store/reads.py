@@ -15,8 +15,7 @@ from roost_crdt.record import RowOp
 from roost_crdt.rows import encode_row
 from roost_crdt.rows.layout import RESERVED, row_key, unseal
 from roost_crdt.values import exists
-from roostd.logrecovery import REPAIR
-from roostd.sealing import DamagedPair
+from roostd.sealing import KIND_NAMES, DamagedPair
 from roostd.store.state import State
 
 _SCAN_ROWS_MAX = 4_096
@@ -26,7 +25,7 @@ _FIRST_KEY = bytes([RESERVED[0] + 1])
 
 
 def pair(state: State, kind: int, key: bytes) -> bytes | None:
-    """One value of a kind's database. DamagedPair, which is noted."""
+    """One value of a kind's database. DamagedPair, which is noted; what State.unreadable says."""
     entry = state.overlay[kind].get(key)
     if entry is not None:
         return entry[1]
@@ -35,6 +34,8 @@ def pair(state: State, kind: int, key: bytes) -> bytes | None:
     except DamagedPair as exc:
         state.met(exc.kind, exc.key)
         raise
+    except lmdb.Error as exc:
+        raise state.unreadable(f"damage near {KIND_NAMES[kind].decode()} {key!r}", exc) from exc
 
 
 def pairs(
@@ -42,13 +43,15 @@ def pairs(
 ) -> list[tuple[bytes, bytes]]:
     """Up to `limit` pairs of a kind, in key order, with `prefix` and above `after`.
 
-    DamagedPair, which is noted.
+    DamagedPair, which is noted; what State.unreadable says.
     """
     try:
         return _pairs(state, kind, prefix, after, limit)
     except DamagedPair as exc:
         state.met(exc.kind, exc.key)
         raise
+    except lmdb.Error as exc:
+        raise state.unreadable(f"damage among {KIND_NAMES[kind].decode()}", exc) from exc
 
 
 def _pairs(
@@ -113,8 +116,7 @@ def _readable(state: State, keys: Iterator[bytes]) -> Iterator[bytes]:
     try:
         yield from keys
     except (CorruptData, lmdb.Error) as exc:
-        state.damage_seen += 1
-        raise CorruptData(f"a listing came upon damage: {exc}; {REPAIR}") from exc
+        raise state.unreadable("a listing came upon damage", exc) from exc
 
 
 def _all_keys(state: State, prefix: bytes, after: bytes) -> Iterator[bytes]:
@@ -137,8 +139,7 @@ def rows_after(state: State, after: bytes, bytes_max: int) -> list[RowOp]:
     try:
         stored, complete = state.index.rows_after(start, _SCAN_ROWS_MAX, bytes_max)
     except (CorruptData, lmdb.Error) as exc:
-        state.damage_seen += 1
-        raise CorruptData(f"a listing came upon damage: {exc}; {REPAIR}") from exc
+        raise state.unreadable("a listing came upon damage", exc) from exc
     merged: dict[bytes, RowOp] = {}
     pinned = state.memory.pinned
     for name, sealed in stored:

@@ -79,6 +79,17 @@ class State:
         if len(self.damaged_pairs) < _DAMAGED_PAIRS_MAX:
             self.damaged_pairs[kind, key] = None
 
+    def unreadable(self, what: str, exc: CorruptData | lmdb.Error) -> Busy | CorruptData:
+        """The error for a read that met damage, which is noted and named by `what`; or that LMDB
+        refuses because a meta page could not be written."""
+        if isinstance(exc, lmdb.Error) and is_disk_error(exc):
+            return Busy(
+                f"the index cannot be read: {exc}; the node stops and recovers from its log",
+                retry_after_ms=_RETRY_MS,
+            )
+        self.damage_seen += 1
+        return CorruptData(f"{what}: {exc}; {REPAIR}")
+
     @property
     def pinned_bytes(self) -> int:
         """About how many bytes wait in memory for the index."""
@@ -109,13 +120,7 @@ class State:
                 stored = self.index.rows(key + b"\0")
                 damaged.append(_ASTRAY)
         except lmdb.Error as exc:
-            if is_disk_error(exc):
-                raise Busy(
-                    f"the index cannot be read: {exc}; the node stops and recovers from its log",
-                    retry_after_ms=_RETRY_MS,
-                ) from exc
-            self.damage_seen += 1
-            raise CorruptData(f"the index is damaged near key {key!r}: {exc}; {REPAIR}") from exc
+            raise self.unreadable(f"the index is damaged near key {key!r}", exc) from exc
         for name, sealed in stored:
             part = name[skip:]
             try:

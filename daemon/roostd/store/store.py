@@ -145,9 +145,12 @@ class Store:
         """The next chunk of a backup, the first one for an empty cursor; see store.backup."""
         self.mender.check_backup()
         index, log = self._index, self._log
-        if not cursor:
-            return backup.begin(index, log, about=about, now_ms=now_ms, random_id=random_id)
-        return backup.go_on(index, log, cursor, now_ms=now_ms)
+        try:
+            if not cursor:
+                return backup.begin(index, log, about=about, now_ms=now_ms, random_id=random_id)
+            return backup.go_on(index, log, cursor, now_ms=now_ms)
+        except lmdb.Error as exc:
+            raise self._state.unreadable("the backup came upon damage", exc) from exc
 
     def key_rows(self, key: bytes) -> KeyRows:
         """The rows of a key (`type` 0: it has none), to be read only.
