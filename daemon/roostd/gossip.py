@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from roost_crdt.errors import ActorReused, CorruptData, PeerError, RoostError
+from roost_crdt.errors import ActorReused, Busy, CorruptData, PeerError, RoostError
 from roost_crdt.frames import SHARED_ACTOR, Greeting, check_identity
 from roost_crdt.neighbourhood import beyond
 from roost_crdt.peer import LinkState
