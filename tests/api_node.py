@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import hiredis
+from ports import free_port
 
 from roostd.api import Faces, serve
 from roostd.config import load
@@ -50,21 +50,6 @@ POLICIES = "".join(
         _policy("foreign", "register", extra='match = ["litellm:*", "team:*"]'),
     )
 )
-
-
-_PORTS: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that was free, and is given to nobody else in this process: the kernel may name one
-    that has just been let go twice."""
-    while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-        if port not in _PORTS:
-            _PORTS.add(port)
-            return port
 
 
 class Served:
@@ -113,7 +98,7 @@ class Client:
         self.writer.write(b"".join(hiredis.pack_command(command) for command in commands))
         return [await self.reply() for _ in commands]
 
-    async def reply(self, seconds: float = 10.0) -> Any:
+    async def reply(self, seconds: float = 60.0) -> Any:
         async with asyncio.timeout(seconds):
             while (reply := self._parser.gets()) is Ellipsis:
                 data = await self.reader.read(65_536)
@@ -125,7 +110,7 @@ class Client:
     async def raw(self, data: bytes) -> bytes:
         """All bytes that come until the node closes."""
         self.writer.write(data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.reader.read(-1)
 
     async def close(self) -> None:

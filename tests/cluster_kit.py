@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from api_node import POLICIES, free_port
+from api_node import POLICIES
+from ports import free_port
 
 from roost_crdt.limits import Limits
 from roostd.config import load
@@ -19,7 +20,7 @@ from roostd.node import Node
 FAST = {"report_ms": 150, "gc_pause_ms": 100, "gc_grace_ms": 1, "clock_offset_max_ms": 500}
 
 
-async def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """AssertionError if the condition does not come true in time."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from api_node import Client, free_port
+from api_node import Client
+from ports import free_port
 
 
 @contextlib.asynccontextmanager
@@ -25,7 +26,7 @@ async def running_redis(place: Path) -> AsyncIterator[Client]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(OSError):
                     redis = await Client.connect(port)
@@ -35,4 +36,4 @@ async def running_redis(place: Path) -> AsyncIterator[Client]:
         await redis.close()
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hiredis
 import pytest
+from ports import free_ports
 
 import roost
-from roostd.demo.regions import free_ports
 
 HELLO = (
     b"%7\r\n$4\r\nnode\r\n$4\r\neu-1\r\n$6\r\nregion\r\n$2\r\neu\r\n$4\r\ndata\r\n$0\r\n\r\n"
@@ -147,6 +149,8 @@ type = "counter"
 
 
 NODE = ("--node", "eu-1", "--region", "eu")
+PATIENT_S = 60.0
+"""How long a test waits for what has to come: a disk may stand still for seconds."""
 
 
 class Daemon:
@@ -167,7 +171,7 @@ class Daemon:
             [*f"{sys.executable} -m roostd.cli.main init".split(), folder, *NODE],
             check=True,
             capture_output=True,
-            timeout=30,
+            timeout=PATIENT_S,
         )
         config = folder / "roost.toml"
         text = config.read_text()
@@ -185,10 +189,11 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "ROOST_CONSENSUS_DEADLINE_MS": f"{PATIENT_S * 1000:.0f}"},
                 group=self.group,
                 umask=-1 if self.group is None else 0o007,
             )
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENT_S
         while True:
             try:
                 roost.connect(self.url, mmap=False).close()
@@ -197,6 +202,10 @@ class Daemon:
                 if self._process.poll() is not None or time.monotonic() > until:
                     raise AssertionError((self.folder / "log").read_text()[-3000:]) from None
                 time.sleep(0.05)
+
+    def connect(self, **options: Any) -> roost.Client:
+        """A client that waits for a slow disk."""
+        return roost.connect(self.url, **{"deadline_ms": int(PATIENT_S * 1000), **options})
 
     def kill(self) -> None:
         assert self._process is not None
@@ -211,7 +220,7 @@ class Daemon:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(20)
+                self._process.wait(PATIENT_S)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -236,14 +245,14 @@ def own_daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[roost.Client]:
-    with roost.connect(daemon.url) as connected:
+    with daemon.connect() as connected:
         yield connected
 
 
 @pytest.fixture
 def plain(daemon: Daemon) -> Iterator[roost.Client]:
     """A client that reads by the socket."""
-    with roost.connect(daemon.url, mmap=False) as connected:
+    with daemon.connect(mmap=False) as connected:
         yield connected
 
 
@@ -258,7 +267,7 @@ def from_index() -> Callable[[roost.Client, str], roost.Reading]:
     """The first reading of a key that comes from shared memory."""
 
     def read(client: roost.Client, key: str) -> roost.Reading:
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENT_S
         while (reading := client.get(key)).source != "mmap":
             assert time.monotonic() < until, "the index never caught up"
             time.sleep(0.01)

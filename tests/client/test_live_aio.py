@@ -10,10 +10,12 @@ import pytest
 import roost
 from roost import aio
 
+from .conftest import PATIENT_S
+
 
 async def test_aio_has_the_same_names(daemon: Any, fresh: Any) -> None:
     key, count = fresh("model_router_weights"), fresh("counts")
-    async with aio.connect(daemon.url) as client:
+    async with aio.connect(daemon.url, deadline_ms=60_000) as client:
         assert client.node == "eu-1"
         ack = await client.set(key, {"a": 1})
         assert ack.durable
@@ -21,14 +23,15 @@ async def test_aio_has_the_same_names(daemon: Any, fresh: Any) -> None:
         done = await asyncio.gather(*(client.incr(count) for _ in range(100)))
         assert sorted(ack.value for ack in done) == list(range(1, 101))
         assert (await client.get(count)).value == 100
-        await asyncio.sleep(0.3)
-        assert (await client.get(count)).source == "mmap"
+        async with asyncio.timeout(PATIENT_S):
+            while (await client.get(count)).source != "mmap":
+                await asyncio.sleep(0.01)
         assert (await client.update(fresh("tags"), put=["a"])).durable
         assert await client.keys(key) == [key]
         assert (await client.delete(key)).value is True
         quota = fresh("usage_quota")
         assert (await client.spend(quota, 1, request_id="a")).remaining_local >= 0
-        async with await client.reserve(quota, 5, request_id="b", ttl_ms=1000) as reservation:
+        async with await client.reserve(quota, 5, request_id="b", ttl_ms=600_000) as reservation:
             await reservation.settle(2)
         session = await client.open()
         turn = await session.commit(
@@ -54,8 +57,8 @@ async def test_aio_has_the_same_names(daemon: Any, fresh: Any) -> None:
 
 async def test_aio_watch(daemon: Any, fresh: Any) -> None:
     key = fresh("model_router_weights")
-    async with aio.connect(daemon.url) as client:
-        async with client.watch(key, idle_ms=3000) as watch:
+    async with aio.connect(daemon.url, deadline_ms=60_000) as client:
+        async with client.watch(key, idle_ms=60_000) as watch:
             for n in (1, 2):
                 await client.set(key, n)
                 change = await anext(watch)

@@ -8,10 +8,13 @@ import uuid
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 import roost
 from roost import aio
 from roostd.demo.regions import Regions
+
+from .conftest import PATIENT_S
 
 
 def test_a_conversation(client: Any) -> None:
@@ -84,15 +87,18 @@ def test_a_ledger(client: Any) -> None:
     assert session.call("pay", {"to": "bob", "cents": 5}).status == "fresh"  # another turn
 
 
-async def test_a_session_is_read_and_continued_from_another_region() -> None:
-    regions = Regions(("eu", "us"))
+async def test_a_session_is_read_and_continued_from_another_region(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("roostd.demo.regions.free_ports", free_ports)
+    regions = Regions(("eu", "us"), settings="[session]\ntakeover_after_ms = 3000\n")
     try:
         await regions.start()
         async with (
-            aio.connect(regions["eu"].url) as here,
-            aio.connect(regions["us"].url) as there,
+            aio.connect(regions["eu"].url, deadline_ms=20_000) as here,
+            aio.connect(regions["us"].url, deadline_ms=20_000) as there,
         ):
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENT_S
             session = await here.open()
             turn = await session.commit([{"role": "user", "content": "1"}])
             while not turn.protected:
@@ -115,7 +121,7 @@ async def test_a_session_is_read_and_continued_from_another_region() -> None:
                     turn = await followed.commit([{"role": "user", "content": "3"}])
                     break
                 except (roost.Unavailable, roost.SessionUnavailable, roost.UnknownOutcome):
-                    assert time.monotonic() < until + 10
+                    assert time.monotonic() < until + PATIENT_S
                     await asyncio.sleep(0.2)
             assert followed.home == "us-1"
             assert followed.epoch > session.epoch

@@ -86,7 +86,7 @@ class Writer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -226,7 +226,7 @@ def test_an_older_daemon_that_tells_no_prefix_has_none(writer: Writer) -> None:
 
 
 def test_max_lag_and_a_daemon_that_is_gone(writer: Writer, reader: IndexReader) -> None:
-    reading = reader.get("weights:a", 1000)
+    reading = reader.get("weights:a", 60_000)
     assert reading is not None
     assert not reading.node_up
     time.sleep(0.06)
@@ -241,19 +241,19 @@ def test_max_lag_and_a_daemon_that_is_gone(writer: Writer, reader: IndexReader) 
 
 def test_the_lag_of_the_node_counts_until_the_index_has_it(writer: Writer) -> None:
     reader = IndexReader(NOWHERE)
-    reader.greeted(writer.hello(lag_ms=5000))
+    reader.greeted(writer.hello(lag_ms=500_000))
     reading = reader.get("weights:a", None)
     assert reading is not None
-    assert 5000 <= reading.lag_ms < 6000
+    assert 500_000 <= reading.lag_ms < 600_000
     reader.greeted(writer.hello(seq=writer.seq + 1))  # in sync, but not applied yet
     reading = reader.get("weights:a", None)
     assert reading is not None
-    assert reading.lag_ms >= 5000
+    assert reading.lag_ms >= 500_000
     writer.do("put", "weights:b", "two")
     writer.do("apply")
     reading = reader.get("weights:a", None)
     assert reading is not None
-    assert reading.lag_ms < 1000
+    assert reading.lag_ms < 100_000
     reader.close()
 
 
@@ -378,11 +378,11 @@ def test_no_free_slot_means_the_socket(writer: Writer, reader: IndexReader) -> N
             "print(r.get('weights:a', None))\n"
         )
         other = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
         )
         assert other.stdout == "None\n", other.stderr
     finally:
-        hog.communicate(timeout=10)
+        hog.communicate(timeout=60)
 
 
 def test_more_keys_than_are_kept(writer: Writer, reader: IndexReader) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from api_node import Served, free_port, served
+from api_node import Served, served
+from ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from loopback import LOOPS, LoopbackNode, make_ca, make_tls, run, until, wall_ms
+from ports import free_port
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
@@ -30,12 +30,6 @@ async def running(*nodes: LoopbackNode) -> AsyncIterator[None]:
     finally:
         for node in nodes:
             await node.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def last_frame(stranger: ClientConnection) -> object:

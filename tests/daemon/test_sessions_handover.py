@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest_asyncio
-from api_node import Served, free_port, served
+from api_node import Served, served
+from ports import free_port
 
 from roostd.node import Node
 
