@@ -24,6 +24,8 @@ PAGE_BYTES = 4096
 _LOCK_BYTES = (READERS_MAX + 2) * 64
 """LMDB's table of readers: a slot of 64 bytes for each, and what comes before them."""
 _SLOTS_LEFT = 16
+_DISK_LOW_BYTES = 16 << 20
+"""With less free, an error of the disk is taken for a full one, which may pass."""
 _UNMAP_BYTES = 8 << 20
 _MADV_DONTNEED = 4
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -37,6 +39,14 @@ def is_disk_error(exc: lmdb.Error) -> bool:
     if isinstance(exc, (lmdb.MapFullError, lmdb.DiskError, lmdb.PanicError)):
         return True
     return getattr(exc, "code", None) in _FAILURES
+
+
+def is_full(exc: lmdb.Error, disk_free: int) -> bool:
+    """Whether it was the map or the disk that had no room for what was to be written, which may
+    pass. `disk_free`: bytes free on that disk."""
+    if isinstance(exc, (lmdb.MapFullError, lmdb.PanicError)):
+        return isinstance(exc, lmdb.MapFullError)
+    return disk_free < _DISK_LOW_BYTES and is_disk_error(exc)
 
 
 class Environment:
@@ -108,6 +118,11 @@ class Environment:
                 f"{self.path}: damaged: {exc}; run: roost check DIR --repair"
             ) from exc
         return min(high_water, count * PAGE_BYTES)
+
+    def disk_free(self) -> int:
+        """Bytes free on the disk that it lies on."""
+        room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize
 
     def file_bytes(self) -> int:
         """Bytes that the data file takes on the disk."""

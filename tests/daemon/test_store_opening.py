@@ -6,16 +6,19 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import lmdb
 import pytest
 from store_kit import LIMITS, NOW, Stores, applied, count, incr, put, root_of, value
 
 from roost_crdt.errors import (
     ConfigError,
     CorruptData,
+    Full,
 )
 from roost_crdt.logformat import CHAIN_START, KIND_META, KIND_SPEND
 from roost_crdt.record import Record, chain_next, encode_record, record_hash
@@ -283,6 +286,140 @@ def test_a_new_actor_is_durable_before_its_first_use(stores: Stores, store: Stor
     # The old actor's records come back as anybody else's.
     record = Record(before, store.vv[before] + 1, store.vv[before], ())
     assert store.accept(encode_record(record), record)
+
+
+# A disk without room for which actor writes
+
+
+class FullDisk:
+    """The index can be opened and read, and takes nothing until there is room."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, code: int = errno.ENOSPC) -> None:
+        self.full = True
+        write = Index.write
+
+        def refuse(index: Index, *args: Any) -> None:
+            if self.full:
+                error = lmdb.Error("mdb_txn_commit: No space left on device")
+                error.code = code  # type: ignore[attr-defined]
+                raise error
+            write(index, *args)
+
+        patch.setattr(Index, "write", refuse)
+        patch.setattr(Index, "disk_free", lambda index: 0 if self.full else 1 << 30)
+
+    def make_room(self, store: Store) -> None:
+        """Returns once writes are taken again."""
+        self.full = False
+        deadline = time.monotonic() + 5
+        while store.full():
+            assert time.monotonic() < deadline, store.full()
+            time.sleep(0.01)
+
+
+def refused(store: Store) -> None:
+    seq = store.seq
+    for write in (lambda: put(store, b"k", b"w"), lambda: store.put(KIND_SPEND, {b"g": b"1"})):
+        with pytest.raises(Full, match=r"cannot take which actor .* 0 bytes free .* reads go on"):
+            write()
+    assert (store.seq, store.dirty) == (seq, False)
+    assert value(store, b"k") == b"v"
+
+
+def test_a_full_disk_does_not_keep_a_store_from_being_opened_elsewhere(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another PID namespace: readers are told by the daemon, and compare with the index."""
+    put(store, b"k", b"v")
+    store.flush()
+    stores.crash(store)
+    monkeypatch.setattr(identity_module, "_pid_namespace", lambda: 4242)
+    disk = FullDisk(monkeypatch)
+    store = stores.open()
+    refused(store)
+    disk.make_room(store)
+    assert store._index.meta(b"pid_ns") == (4242).to_bytes(8, "big")
+    put(store, b"k", b"w")
+    store.flush()
+    assert value(stores.reopen(store), b"k") == b"w"
+
+
+@pytest.mark.parametrize("stopped", ["killed", "stopped", "with room at last"])
+def test_a_new_actor_that_found_no_room_never_wrote(
+    stores: Stores, store: Store, stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before may have lost a tail: no later start goes back to it."""
+    put(store, b"k", b"v")
+    store.flush()
+    applied(store)
+    stores.crash(store)
+    before = store.actor
+    here = identity_module.surroundings
+    monkeypatch.setattr(
+        identity_module, "surroundings", lambda data: here(data)._replace(boot_id=b"another")
+    )
+    disk = FullDisk(monkeypatch)
+    store = stores.open()
+    first = store.actor
+    assert first != before
+    refused(store)
+    if stopped == "with room at last":
+        disk.make_room(store)
+        put(store, b"k", b"w")
+        assert not store.close()
+    elif stopped == "stopped":
+        assert "could not be marked as cleanly stopped" in store.close()
+    else:
+        stores.crash(store)
+    disk.full = False
+    store = stores.open()
+    assert (store.actor == first) == (stopped == "with room at last")
+    assert store.actor != before
+    assert set(store.vv) == ({before, first} if store.actor == first else {before})
+
+
+def test_a_renewed_actor_writes_once_there_is_room_for_it(
+    stores: Stores, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, b"k", b"v")
+    store.flush()
+    applied(store)
+    before, hlc = store.actor, store.vv[store.actor]
+    disk = FullDisk(monkeypatch)
+    assert store._admission.credit, "a write would have been let in without a look"
+    assert store.renew_actor(os.urandom) == before
+    actor = store.actor
+    refused(store)
+    assert store.head == (0, CHAIN_START)
+    disk.make_room(store)
+    record = put(store, b"k", b"w")
+    store.flush()
+    assert (record.actor, record.prev_hlc) == (actor, 0)
+    assert store.head == (record.hlc, chain_next(CHAIN_START, record_hash(store.last_raw)))
+    store = stores.reopen(store)
+    assert (store.actor, store.vv) == (actor, {before: hlc, actor: record.hlc})
+
+
+def test_a_renewed_actor_that_the_disk_fails_ends_the_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[StoreFailed] = []
+    store.on_failed = told.append
+    put(store, b"k", b"v")
+    store.flush()
+    applied(store)
+    disk = FullDisk(monkeypatch, errno.EIO)
+    monkeypatch.setattr(Index, "disk_free", lambda index: 1 << 30)
+    store.renew_actor(os.urandom)
+    with pytest.raises(Full):
+        put(store, b"k", b"w")
+    deadline = time.monotonic() + 5
+    while not told:
+        assert time.monotonic() < deadline
+        store.look_after()
+        time.sleep(0.005)
+    assert "applying the log to the index failed" in str(told[0])
+    assert disk.full
 
 
 # Damage in the index

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,37 @@ def test_a_full_disk_refuses_and_recovers_by_itself(small_disk: Path) -> None:
         store.close(clean=False)
         store = open_store(small_disk / "store", size_max=64 << 20)
         check(store, number + 1, sessions=False)
+    finally:
+        store.close(clean=False)
+
+
+def test_a_full_disk_does_not_keep_a_store_from_being_opened_elsewhere(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hardly anything written the index has no free pages for its first transaction."""
+    filler = small_disk / "filler"
+    store = open_store(small_disk / "store", size_max=16 << 20)
+    write(store, 1)
+    store.flush()
+    settled(store)
+    store.close(clean=False)
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4_096))
+    monkeypatch.setattr("roostd.store.identity._pid_namespace", lambda: 4242)
+    store = open_store(small_disk / "store", size_max=16 << 20)
+    try:
+        with pytest.raises(Full, match=r"No space left on device; 0 bytes free .* reads go on"):
+            write(store, 2)
+        check(store, 1, sessions=False)
+        filler.unlink()
+        began = time.monotonic()
+        while store.full():
+            assert time.monotonic() - began < 5
+            time.sleep(0.02)
+        write(store, 2)
+        store.flush()
+        assert store._index.meta(b"pid_ns") == (4242).to_bytes(8, "big")
     finally:
         store.close(clean=False)
 

@@ -60,13 +60,14 @@ class Admission:
 
     def why_full(self) -> str:
         """Why a small write would be refused with Full; "" if it would not."""
-        return self._applier.problem or self._text(self._growth(1, 0), shrinks=False)
+        problem = self._applier.own.problem or self._applier.problem
+        return problem or self._text(self._growth(1, 0), shrinks=False)
 
     def _look(self, rows: int, size: int, shrinks: bool) -> None:
         self.credit = 0
-        if self._applier.problem:
+        if problem := self._applier.own.problem or self._applier.problem:
             self.refused += 1
-            raise Full(f"{self._applier.problem}; reads go on, writes come back by themselves")
+            raise Full(f"{problem}; reads go on, writes come back by themselves")
         pinned_left = self._pinned_max - self._pinned()
         if pinned_left < 0:
             self.refused += 1

@@ -8,7 +8,6 @@ holds: they are computed here from the rows found and the rows put, and from not
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -33,11 +32,12 @@ from roost_crdt.rows.layout import (
     unseal,
 )
 from roostd import pages
-from roostd.environment import is_disk_error
+from roostd.environment import is_disk_error, is_full
 from roostd.index import Index, u64
 from roostd.logrecovery import Position
 from roostd.store import suspects
 from roostd.store.diskwait import DiskWait
+from roostd.store.identity import OwnPairs
 from roostd.store.scrub import Scrub, Scrubbed, judge
 from roostd.store.sums import DigestChange, digest_pairs, group_name, hour_pairs, packed, repacked
 from roostd.store.suspects import ALL, Suspects, encode
@@ -48,8 +48,6 @@ _RETRY_S = 0.25
 _REAP_S = 60.0
 _LOOK_S = 1.0
 """While there is always something to apply, so often it is looked after the index all the same."""
-_DISK_LOW_BYTES = 16 << 20
-"""With less free, an error of the disk is taken for a full one, which may pass."""
 _CHUNK_ROWS = 32
 """Rows after which the thread lets the node's thread have the interpreter."""
 
@@ -114,6 +112,7 @@ class Applier:
         hours: dict[int, int],
         limits: Limits,
         suspects: Suspects,
+        own: OwnPairs,
     ) -> None:
         self.done: deque[Applied | Scrubbed] = deque()
         self.problem = ""
@@ -126,6 +125,7 @@ class Applier:
         self.disk_wait = DiskWait()
         self.corrupt_rows = 0
         self.suspects = suspects
+        self.own = own
         self._scrub = Scrub(
             index, bytes_per_s=limits.scrub_bytes_per_s, pause_ms=limits.scrub_pause_ms
         )
@@ -140,6 +140,7 @@ class Applier:
         self._queue: deque[Batch] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        own.retry = self._wake.set
         self._idle = threading.Event()
         self._idle.set()
         self._stopping = self._scrubbing = False
@@ -222,6 +223,7 @@ class Applier:
                     self.wiping.step()
                 self.room = self._look()
                 if not self._stopping:
+                    self.own.write({})
                     looked = self._look_after()
                     self.wiping.step()
         except (lmdb.Error, OSError, CorruptData) as exc:
@@ -292,15 +294,14 @@ class Applier:
 
     def _tight(self) -> bool:
         """Whether room has to be looked at again without being asked."""
-        return self.room.used * 2 > self._index.size_max or self.room.disk_free < 1 << 30
+        room, half = self.room, self._index.size_max // 2
+        return room.used > half or room.disk_free < 1 << 30 or self.own.problem != ""
 
     def _look(self) -> Room:
         if self._index.stuck_readers(behind=1):
             self._index.reap_readers()  # one that died gives its pages back at once
-        stat = os.statvfs(self._index.path)
-        return Room(
-            self._index.used_bytes(), stat.f_bavail * stat.f_frsize, self._index.stuck_readers()
-        )
+        index = self._index
+        return Room(index.used_bytes(), index.disk_free(), index.stuck_readers())
 
     def _apply_until_done(self, batch: Batch) -> None:
         while not self._stopping:
@@ -308,8 +309,7 @@ class Applier:
                 applied = self._apply(batch)
             except lmdb.Error as exc:
                 room = self.room = self._look()
-                low = room.disk_free < _DISK_LOW_BYTES and not isinstance(exc, lmdb.PanicError)
-                if not isinstance(exc, lmdb.MapFullError) and not (low and is_disk_error(exc)):
+                if not is_full(exc, room.disk_free):
                     raise
                 self.problem = (
                     f"the index cannot take {len(batch.rows)} rows: {exc}; "

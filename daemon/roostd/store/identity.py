@@ -12,10 +12,17 @@ import contextlib
 import fcntl
 import os
 import socket
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import lmdb
+
 from roost_crdt.errors import CorruptData
+from roost_crdt.logformat import KIND_META
+from roostd.environment import is_full
+from roostd.index import Index
 from roostd.segments import sync_directory
 
 _CLEAN = "clean"
@@ -40,6 +47,47 @@ class Surroundings(NamedTuple):
     host: bytes
     file_id: bytes
     pid_ns: int
+
+
+class OwnPairs:
+    """Pairs of meta that say whose history this is, on their way into the index. While a full disk
+    keeps them out nothing may be written: a start would not know of the actor, nor readers of the
+    PID namespace. Tried again by the thread that applies."""
+
+    def __init__(self, index: Index) -> None:
+        self.problem = ""
+        """Why they are not in the index yet; "" if they are."""
+        self._index = index
+        self._waiting: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
+        self.retry: Callable[[], None] = lambda: None
+        """Wakes the thread that applies."""
+
+    def offer(self, pairs: Mapping[bytes, bytes]) -> None:
+        """Write these now, or have them wait, whatever the error: that thread meets it again."""
+        with contextlib.suppress(lmdb.Error):
+            self.write(pairs)
+        self.retry()
+
+    def write(self, pairs: Mapping[bytes, bytes]) -> None:
+        """Write these, and those that wait. lmdb.Error: the disk is not full, it fails."""
+        with self._lock:
+            self._waiting.update(pairs)
+            if not self._waiting:
+                return
+            try:
+                self._index.write((), {KIND_META: sorted(self._waiting.items())})
+            except lmdb.Error as exc:
+                free = self._index.disk_free()
+                self.problem = (
+                    f"the index cannot take which actor and process write here: {exc}; {free} "
+                    "bytes free on the disk"
+                )
+                if not is_full(exc, free):
+                    raise
+            else:
+                self._waiting.clear()
+                self.problem = ""
 
 
 def surroundings(data_file: Path) -> Surroundings:
@@ -154,9 +202,12 @@ def mark_clean(directory: Path, store_id: bytes) -> None:
     sync_directory(directory)
 
 
-def try_mark_clean(directory: Path, store_id: bytes) -> str:
-    """The same; why it could not be done (a full disk), "" if it was."""
+def try_mark_clean(directory: Path, store_id: bytes, problem: str) -> str:
+    """The same; why it could not be done, "" if it was. Not while there is a `problem` of
+    `OwnPairs`: the next start would go on under the actor that was given up."""
     try:
+        if problem:
+            raise OSError(problem)
         mark_clean(directory, store_id)
     except OSError as exc:
         return (

@@ -21,7 +21,7 @@ from roostd.index import SCHEMA, Index, u64
 from roostd.log import SEGMENT_BYTES_MAX, Log, StoreFailed
 from roostd.logrecovery import REPAIR, Applied, Position
 from roostd.store import identity
-from roostd.store.identity import Surroundings
+from roostd.store.identity import OwnPairs, Surroundings
 from roostd.store.remaking import recompute_sums, remake_if_damaged
 from roostd.store.sums import load_digest
 from roostd.store.upgrading import upgrade
@@ -64,6 +64,7 @@ class Opened:
     actor: int
     applied_seq: int
     vv: dict[int, int]
+    own: OwnPairs
     recovery: Recovery
     sound: bool
     """Whether all pages of the index were looked at: LMDB may be asked for any of them."""
@@ -143,7 +144,8 @@ def _open_locked(
             store_id = create_identity(path, index, random_bytes)
             recovery.created = True
         recovery.upgraded_pairs = upgrade(index)
-        store_id, actor = _identify(path, index, store_id, random_bytes, recovery)
+        own = OwnPairs(index)
+        store_id, actor = _identify(path, index, own, store_id, random_bytes, recovery)
         applied, vv = applied_of(path, index)
         recovery.sums_recomputed = _check_sums(index)
         log = Log(
@@ -159,7 +161,7 @@ def _open_locked(
         raise
     recovery.torn_bytes = log.recovered.torn_bytes
     recovery.torn_at = log.recovered.torn_at
-    return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, recovery, sound)
+    return Opened(index, log, lock_fd, store_id, actor, applied.seq, vv, own, recovery, sound)
 
 
 def _check_sums(index: Index) -> bool:
@@ -224,11 +226,13 @@ def _place(index: Index) -> list[tuple[bytes, bytes]]:
 def _identify(
     path: Path,
     index: Index,
+    own: OwnPairs,
     store_id: bytes,
     random_bytes: Callable[[int], bytes],
     recovery: Recovery,
 ) -> tuple[bytes, int]:
-    """Store id, and the actor to write under; new ones are durable before their first use.
+    """Store id, and the actor to write under; new ones are durable before their first use, see
+    `own`.
 
     A copied or moved store is another store: readers must not compare its seqs with those of
     the one that it was copied from.
@@ -252,9 +256,7 @@ def _identify(
         if (before.host, before.file_id) != (now.host, now.file_id):
             store_id = random_bytes(16)
             meta.append((b"store_id", store_id))
-    changed = [pair for pair in sorted(meta) if index.meta(pair[0]) != pair[1]]
-    if changed:
-        index.write((), {logformat.KIND_META: changed})
+    own.write({name: value for name, value in meta if index.meta(name) != value})
     return store_id, actor
 
 

@@ -84,7 +84,7 @@ class Store:
         self._applied_vv = dict(opened.vv)
         self.suspects = Suspects(opened.index.meta(SUSPECT))
         self._applier = Applier(
-            opened.index, opened.vv, self._buckets, self._hours, limits, self.suspects
+            opened.index, opened.vv, self._buckets, self._hours, limits, self.suspects, opened.own
         )
         self.mender = Mender(self._log, self._state, self._applier, self.accept_rows, limits)
         self._admission = Admission(
@@ -406,14 +406,14 @@ class Store:
                 callback(keys)
 
     def renew_actor(self, random_bytes: Callable[[int], bytes]) -> int:
-        """Give up the actor and write under a new one, which is durable when this returns.
-
-        For a store that neighbours found rolled back or cloned (DESIGN 12.4); returns the old
-        actor, whose records come back from neighbours as anybody else's.
+        """Give up the actor and write under a new one, which is durable when this returns; if the
+        disk is full all writes are Full until it is. For a store that neighbours found rolled back
+        or cloned (DESIGN 12.4); returns the old actor, whose records come back from neighbours.
         """
         self.flush()
         before, self.actor = self.actor, new_actor(random_bytes)
-        self._index.write((), {logformat.KIND_META: [(b"actor", u64(self.actor))]})
+        self._admission.credit = 0
+        self._applier.own.offer({b"actor": u64(self.actor)})
         self._chain = CHAIN_START
         self._log.head = (self.actor, 0, CHAIN_START)
         self._head = (0, CHAIN_START)
@@ -431,7 +431,8 @@ class Store:
                 self.flush()
                 self._applier.drain(_DRAIN_S)
             self._applier.stop()
-            return identity.try_mark_clean(self._path, self.store_id) if clean else ""
+            problem = self._applier.own.problem
+            return identity.try_mark_clean(self._path, self.store_id, problem) if clean else ""
         finally:
             self._applier.stop()
             self._log.close()
