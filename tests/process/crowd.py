@@ -32,6 +32,7 @@ SETS = 20
 MEMBERS = 50
 FIELDS = 7
 TURNS_MAX = 500
+STORM_S = 60
 Word = str | int
 GONE = (roost.RoostError, OSError, HTTPException)
 
@@ -194,9 +195,15 @@ class Member:
         return ("HGET", *name), lambda answer: self._ledger.show(name, answer, "RESP")
 
 
-def storm(daemon: FaultyDaemon, clients: int, seconds: float, ledger: Ledger) -> int:
-    """Let so many clients write and read, kill the daemon, take the answers that were on their
-    way; how many were connected when it was killed."""
+def storm(
+    daemon: FaultyDaemon,
+    clients: int,
+    seconds: float,
+    ledger: Ledger,
+    enough: Callable[[], bool] = lambda: True,
+) -> int:
+    """Let so many clients write and read for so long, and until it is `enough`; kill the daemon,
+    take the answers that were on their way; how many were connected when it was killed."""
     selector = selectors.DefaultSelector()
     with contextlib.ExitStack() as stack:
         stack.callback(selector.close)
@@ -205,9 +212,10 @@ def storm(daemon: FaultyDaemon, clients: int, seconds: float, ledger: Ledger) ->
             stack.callback(member.socket.close)
             selector.register(member.socket, selectors.EVENT_READ, member)
             member.begin()
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+        began = time.monotonic()
+        while (lasts := time.monotonic() - began) < seconds or not enough():
+            assert lasts < STORM_S, f"not enough in {STORM_S} s"
+            for key, _ in selector.select(max(seconds - lasts, 0.01)):
                 assert key.data.ready(), f"the daemon cut a client: {daemon.text()}"
                 if key.data.idle:
                     key.data.begin()

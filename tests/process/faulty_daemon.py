@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Client:
 
     def __init__(self, home: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(20)
+        self._socket.settimeout(START_S)
         try:
             self._socket.connect(str(home / "roost.sock"))
         except OSError:
@@ -184,9 +184,14 @@ class FaultyDaemon:
         raise AssertionError(f"not ready in {START_S} s: {self.text()}")
 
     @contextmanager
-    def struck(self, call: str, moment: int, paths: Iterable[Path] = ()) -> Iterator[None]:
+    def struck(
+        self, call: str, moment: int, paths: Iterable[Path] = (), *, halted: bool = False
+    ) -> Iterator[None]:
         """From now on the Nth `call` of a thread does not happen, the process is killed there;
-        `paths`: calls on these only. Without --seccomp-bpf, which would ignore it in silence."""
+        `paths`: calls on these only. `halted`: it makes none until the tracer is there, for what
+        it does without being asked. Without --seccomp-bpf, which would ignore it in silence."""
+        if halted:
+            self.process.send_signal(signal.SIGSTOP)
         words = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}"]
         for path in paths:
             words += ["-P", str(path)]
@@ -199,6 +204,8 @@ class FaultyDaemon:
                 told = tracer.stderr.readline()
                 assert told, f"strace ended with {tracer.wait()}"
                 assert "attached" in told or "Requested path" in told, told
+            if halted:
+                self.process.send_signal(signal.SIGCONT)
             yield
         finally:
             tracer.terminate()
@@ -220,13 +227,16 @@ class FaultyDaemon:
 
     def was_struck(self) -> bool:
         """Whether the process has been killed: True, or goes on: False. Nothing else may be.
-        Asked when `struck` is over."""
-        deadline = time.monotonic() + 0.3  # its connections end a moment before it does
+        Asked when `struck` is over: no kill comes after that, and who is killed answers nobody
+        any more, though its connections end a moment before it does."""
+        deadline = time.monotonic() + START_S
         while not self.gone():
-            if time.monotonic() > deadline:
+            with suppress(OSError), closing(Client(self.home)) as client:
+                client.ask("PING")
                 return False
+            assert time.monotonic() < deadline, f"neither gone nor there\n{self.text()}"
             time.sleep(0.01)
-        status = self.process.wait(5)
+        status = self.process.wait(START_S)
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), f"exit {status}\n{self.text()}"
         return True
 

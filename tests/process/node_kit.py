@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roostd.demo.regions import free_ports
+from roostd.demo.regions import HeldPorts
 
 from .crowd import Ledger
 from .faulty_daemon import Client, FaultyDaemon, configure
@@ -39,6 +39,8 @@ class Node:
     kills: int = 0
     daemon: FaultyDaemon | None = None
     actors: set[str] = field(default_factory=set)
+    ports: HeldPorts | None = None
+    """Where it listens, also while it is dead."""
 
     @property
     def url(self) -> str:
@@ -91,17 +93,24 @@ class Node:
         if self.daemon is not None:
             self.daemon.__exit__()
 
+    def close(self) -> None:
+        self.stop()
+        if self.ports is not None:
+            self.ports.close()
+
 
 def neighbours(base: Path, names: Sequence[str]) -> list[Node]:
     """Nodes `NAME-1` in a line, configured; each is its own region."""
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    held = {name: HeldPorts(1) for name in names}
+    ports = {name: one.numbers[0] for name, one in held.items()}
     made = []
     for at, name in enumerate(names):
         options: list[str] = []
         for other in (*names[max(at - 1, 0) : at], *names[at + 1 : at + 2]):
             options += ["--neighbour", f"{other}-1=ws://127.0.0.1:{ports[other]}"]
         home = configure(base / name, *options, region=name)
-        made.append(Node(home, {**SIZE, "ROOST_LISTEN_GOSSIP": f"127.0.0.1:{ports[name]}"}))
+        environ = {**SIZE, "ROOST_LISTEN_GOSSIP": f"127.0.0.1:{ports[name]}"}
+        made.append(Node(home, environ, ports=held[name]))
     return made
 
 

@@ -154,7 +154,6 @@ def usable(path: Path) -> bool:
     return True
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("call", ["fsync", "fdatasync", "unlink"])
 def test_a_restore_killed_at_a_boundary(tmp_path: Path, file: Path, call: str) -> None:
     """The Nth call does not happen; the next restore begins anew in what was left."""

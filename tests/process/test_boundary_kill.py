@@ -28,6 +28,8 @@ from .node_kit import WAIT_S, Node, alike, linked, until
 
 KILLS = 10_000 if SOAK else 2
 """Of each call."""
+TRIES = 10
+"""For the first one: what a thread does beside an activity may come before or after it."""
 
 
 def next_moment(moment: int) -> int:
@@ -50,15 +52,18 @@ def sweep(
     paths: Callable[[], list[Path]] = list,
 ) -> int:
     """Kill at the 1st, 2nd, ... call, until the activity ends; how often."""
-    kills, moment = 0, 1
-    while kills < KILLS:
+    kills, moment, tries = 0, 1, 0
+    while kills < KILLS and tries < TRIES:
         daemon = node.running()
         with daemon.struck(call, moment, paths()):
             activity()
-        if not daemon.was_struck():
+        tries += 1
+        if daemon.was_struck():
+            kills += 1
+            moment = next_moment(moment)
+            tries = 0
+        elif kills:
             break
-        kills += 1
-        moment = next_moment(moment)
     node.running()
     return kills
 
@@ -69,7 +74,6 @@ def bites(tally: dict[str, int], *calls: str) -> None:
         assert tally[call], f"no {call} was ever struck: {tally}"
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_writing(node: Node) -> None:
     """The log's write and sync, and the answers."""
     tally = {
@@ -81,7 +85,6 @@ def test_writing(node: Node) -> None:
     assert len(node.actors) == 1, "a kill made a new actor"
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_rolling_and_trimming_the_log(node: Node) -> None:
     """Segments are made ahead, begun, sealed and deleted."""
     node.environ |= {"ROOST_STORE_SIZE_MAX": "4MiB", "ROOST_STORE_LOG_RETENTION": "512KiB"}
@@ -98,10 +101,10 @@ def test_rolling_and_trimming_the_log(node: Node) -> None:
     assert len(node.actors) == 1, "a kill made a new actor"
     with closing(Client(node.home)) as client:
         assert client.ask("PING") == b"PONG"
-    assert len(list((node.home / "data" / "log").glob("*.seg"))) < 10, "segments are left behind"
+    log = node.home / "data" / "log"
+    until(lambda: len(list(log.glob("*.seg"))) < 10, "no segments are left behind")
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_applying_to_the_index(node: Node) -> None:
     def apply() -> None:
         for _ in range(4):
@@ -119,7 +122,6 @@ def test_applying_to_the_index(node: Node) -> None:
 ROOST = (sys.executable, "-m", "roostd.cli.main")
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_backing_up(node: Node, tmp_path: Path) -> None:
     """The daemon dies while it reads for a backup; the command dies while it writes one."""
     file = tmp_path / "eu.backup"
@@ -130,7 +132,7 @@ def test_backing_up(node: Node, tmp_path: Path) -> None:
         burst(node.home, node.ledger, rounds=10, pad=20_000)
 
     def back_up() -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode in (0, 1, 3), done.stderr
         assert (done.returncode == 0) <= file.exists()
         if done.returncode:
@@ -148,7 +150,7 @@ def test_backing_up(node: Node, tmp_path: Path) -> None:
             inject = ("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={moment}")
             paths = ("-P", str(aside), "-P", str(tmp_path))
             strace = ("strace", "-f", "-qq", "-o", "/dev/null", *paths, *inject)
-            done = subprocess.run([*strace, *command], capture_output=True, timeout=60)
+            done = subprocess.run([*strace, *command], capture_output=True, timeout=120)
             if file.exists():
                 assert verify_backup(file).end.rows > 0
             if done.returncode == 0:
@@ -163,7 +165,6 @@ def test_backing_up(node: Node, tmp_path: Path) -> None:
 # --- with a neighbour -----------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
     """Killed while it makes its store and takes the snapshot: it goes on where it was."""
     holder, joiner = pair
@@ -178,7 +179,7 @@ def test_a_snapshot_to_a_neighbour_that_joins(pair: tuple[Node, Node]) -> None:
             joiner.stop()
             shutil.rmtree(joiner.home / "data", ignore_errors=True)
             daemon = joiner.launch()
-            with daemon.struck(call, moment):
+            with daemon.struck(call, moment, halted=True):
                 until(lambda: not joiner.alive or joined(holder, joiner), "joined")
             struck = daemon.was_struck()
             joiner.running()
@@ -212,7 +213,6 @@ def joined(holder: Node, joiner: Node) -> bool:
     return False
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_replicating(pair: tuple[Node, Node]) -> None:
     """Nothing reaches a neighbour that a kill takes back: else the node would have to find that it
     was rolled back, and take a new actor."""
@@ -232,7 +232,6 @@ def test_replicating(pair: tuple[Node, Node]) -> None:
         writer.ledger.check(client)
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_draining(pair: tuple[Node, Node]) -> None:
     """Killed while it hands its sessions over and stops: no turn is lost, none comes twice."""
     leaver, heir = pair
@@ -265,7 +264,7 @@ def test_draining(pair: tuple[Node, Node]) -> None:
 def converse(node: Node) -> dict[str, list[str]]:
     """Three sessions of three turns, all of them at the standby too: token -> texts."""
     said = {}
-    with roost.connect(node.url, mmap=False, deadline_ms=5_000) as client:
+    with roost.connect(node.url, mmap=False, deadline_ms=30_000) as client:
         for _ in range(3):
             session = client.open()
             texts = [f"turn {turn} {time.monotonic_ns()}" for turn in range(3)]
@@ -277,7 +276,7 @@ def converse(node: Node) -> dict[str, list[str]]:
 
 def served(node: Node, token: str) -> list[str]:
     """The session's messages, once the node serves it."""
-    with roost.connect(node.url, mmap=False, deadline_ms=5_000) as client:
+    with roost.connect(node.url, mmap=False, deadline_ms=30_000) as client:
 
         def ask() -> list[str] | None:
             with suppress(roost.Unavailable):

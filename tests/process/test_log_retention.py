@@ -11,7 +11,6 @@ import time
 import urllib.request
 from typing import Any
 
-import pytest
 from redis.asyncio import Redis
 
 from roostd.demo.regions import Region
@@ -81,7 +80,6 @@ def received(region: Region) -> int:
     return sum(link["received"] for link in cluster(region)["links"])
 
 
-@pytest.mark.timeout(180)
 async def test_the_log_is_kept_for_a_neighbour_up_to_its_bounds(start: Start) -> None:
     regions = await start("eu", "us")
     eu, us = regions["eu"], regions["us"]

@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from roost_crdt.limits import MIB
 
 from . import memory_user as user
 
 
-@pytest.mark.timeout(120)
 def test_resident_memory_is_bounded(tmp_path: Path) -> None:
     """A process with bounds of a few MiB stores 47 MiB of rows and 28 MiB of sessions."""
     stored = user.KEYS * user.VALUE_BYTES

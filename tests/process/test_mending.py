@@ -94,7 +94,6 @@ def clients_answers(client: roost.Client, wanted: dict[str, str]) -> int:
     return right
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_flipped_bits_are_mended_from_the_neighbour(start: Start, seed: int) -> None:
     regions = await start("eu", "us")

@@ -56,7 +56,6 @@ def found_again(home: Path, known: list[Known]) -> None:
         check(home, known)
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_any_fdatasync_may_fail(home: Path) -> None:
     """Once, at the Nth call of a thread (log or index): the next one would say that all is well."""
     known = [Known(number) for number in range(CLIENTS)]

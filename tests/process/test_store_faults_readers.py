@@ -137,7 +137,6 @@ def test_a_stopped_reader_is_named_and_its_death_makes_room(
     assert not refused, "what the reader held is not used again: " + refused
 
 
-@pytest.mark.timeout(0 if SOAK else 120)
 def test_readers_killed_in_their_transactions(running: FaultyDaemon, client: Client) -> None:
     """The file stays as large as it was, and the daemon reads."""
     assert not churn(client, seconds=2)

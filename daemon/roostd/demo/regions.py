@@ -25,8 +25,9 @@ from roostd import keyring
 NAMES = ("eu", "us", "ap", "sa", "af", "me")
 ROUND_TRIPS_MS = {("ap", "eu"): 180, ("ap", "us"): 160, ("eu", "us"): 80}
 OTHER_ROUND_TRIP_MS = 200
-START_S = 15.0
+START_S = 60.0
 STOP_S = 5.0
+COMMAND_S = 30.0
 PR_SET_PDEATHSIG = 1
 
 EXTRA_POLICIES = """
@@ -49,13 +50,33 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+class HeldPorts:
+    """Free ports of the loopback interface that stay ours until `close`.
+
+    A bound socket on each: the kernel gives such a port to nobody who asks for any port, also
+    while no server of ours runs there. A server that asks for this very port gets it
+    (SO_REUSEADDR, as asyncio sets it). Only Linux does both: elsewhere the sockets are closed.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._sockets = [socket.socket() for _ in range(count)]
+        for held in self._sockets:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", 0))
+        self.numbers: list[int] = [held.getsockname()[1] for held in self._sockets]
+        if sys.platform != "linux":
+            self.close()
+
+    def close(self) -> None:
+        """Give the ports back; again is harmless."""
+        for held in self._sockets:
+            held.close()
+
+    def __enter__(self) -> HeldPorts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass
@@ -97,6 +118,7 @@ class Regions:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="roost-demo-")))
     regions: dict[str, Region] = field(default_factory=dict)
     _proxy: asyncio.subprocess.Process | None = None
+    _ports: HeldPorts | None = None
     _links: list[tuple[int, int, float, str, str]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Region:
@@ -111,7 +133,8 @@ class Regions:
     async def start(self) -> None:
         """Write the configurations, start the proxy and all regions, wait until ready."""
         pairs = [(a, b) for a in self.names for b in self.names if self._linked(a, b)]
-        ports = free_ports(3 * len(self.names) + len(pairs))
+        self._ports = HeldPorts(3 * len(self.names) + len(pairs))
+        ports = self._ports.numbers.copy()
         for name in self.names:
             resp, http, gossip = ports.pop(), ports.pop(), ports.pop()
             self.regions[name] = Region(name, self.folder / name, resp, http, gossip)
@@ -186,6 +209,8 @@ class Regions:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        if self._ports is not None:
+            self._ports.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- inside ---
@@ -215,7 +240,7 @@ class Regions:
         assert self._proxy.stdin is not None
         assert self._proxy.stdout is not None
         self._proxy.stdin.write(command.encode() + b"\n")
-        async with asyncio.timeout(STOP_S):
+        async with asyncio.timeout(COMMAND_S):
             answer = await self._proxy.stdout.readline()
         assert answer.decode().strip() == command, f"the proxy answered {answer!r}"
 
