@@ -8,7 +8,6 @@ import uuid
 from typing import Any
 
 import pytest
-from ports import free_ports
 
 import roost
 from roost import aio
@@ -87,10 +86,7 @@ def test_a_ledger(client: Any) -> None:
     assert session.call("pay", {"to": "bob", "cents": 5}).status == "fresh"  # another turn
 
 
-async def test_a_session_is_read_and_continued_from_another_region(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("roostd.demo.regions.free_ports", free_ports)
+async def test_a_session_is_read_and_continued_from_another_region() -> None:
     regions = Regions(("eu", "us"), settings="[session]\ntakeover_after_ms = 3000\n")
     try:
         await regions.start()

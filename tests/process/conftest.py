@@ -51,7 +51,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
     eu, us = neighbours(tmp_path, ("eu", "us"))
     with ExitStack() as stack:
         for node in (eu, us):
-            stack.callback(node.close)
+            stack.callback(node.stop)
         yield eu, us
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roostd.demo.regions import HeldPorts
+from ports import free_ports
 
 from .crowd import Ledger
 from .faulty_daemon import Client, FaultyDaemon, configure
@@ -39,8 +39,6 @@ class Node:
     kills: int = 0
     daemon: FaultyDaemon | None = None
     actors: set[str] = field(default_factory=set)
-    ports: HeldPorts | None = None
-    """Where it listens, also while it is dead."""
 
     @property
     def url(self) -> str:
@@ -93,16 +91,10 @@ class Node:
         if self.daemon is not None:
             self.daemon.__exit__()
 
-    def close(self) -> None:
-        self.stop()
-        if self.ports is not None:
-            self.ports.close()
-
 
 def neighbours(base: Path, names: Sequence[str]) -> list[Node]:
     """Nodes `NAME-1` in a line, configured; each is its own region."""
-    held = {name: HeldPorts(1) for name in names}
-    ports = {name: one.numbers[0] for name, one in held.items()}
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     made = []
     for at, name in enumerate(names):
         options: list[str] = []
@@ -110,7 +102,7 @@ def neighbours(base: Path, names: Sequence[str]) -> list[Node]:
             options += ["--neighbour", f"{other}-1=ws://127.0.0.1:{ports[other]}"]
         home = configure(base / name, *options, region=name)
         environ = {**SIZE, "ROOST_LISTEN_GOSSIP": f"127.0.0.1:{ports[name]}"}
-        made.append(Node(home, environ, ports=held[name]))
+        made.append(Node(home, environ))
     return made
 
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-
-from roostd.demo.regions import HeldPorts
+from ports import free_ports
 
 from .crowd import Bystanders, Ledger, storm
 from .faulty_daemon import Client, FaultyDaemon, configure
@@ -42,14 +40,8 @@ def files(home: Path) -> dict[str, int]:
     return found
 
 
-@pytest.fixture
-def port_held() -> Iterator[HeldPorts]:
-    with HeldPorts(1) as held:
-        yield held
-
-
 @pytest.mark.timeout(60 + 12 * ROUNDS)
-def test_no_acknowledged_write_is_lost_by_kill_9(tmp_path: Path, port_held: HeldPorts) -> None:
+def test_no_acknowledged_write_is_lost_by_kill_9(tmp_path: Path) -> None:
     home = configure(tmp_path / "eu")
     seed = int(os.environ.get("ROOST_TEST_SEED") or int.from_bytes(os.urandom(4), "big"))
     print(f"seed {seed}")
@@ -57,7 +49,7 @@ def test_no_acknowledged_write_is_lost_by_kill_9(tmp_path: Path, port_held: Held
     ledger = Ledger()
     actors: set[str] = set()
     warm: dict[str, int] = {}
-    (port,) = port_held.numbers
+    (port,) = free_ports(1)
     environ = {**SIZE, "ROOST_LISTEN_HTTP": f"127.0.0.1:{port}"}
     for turn in range(ROUNDS + 1):
         with FaultyDaemon(home, **environ) as daemon:

@@ -130,7 +130,7 @@ def line(tmp_path: Path) -> Iterator[list[Node]]:
     made = neighbours(tmp_path, ("eu", "us", "ap"))
     with ExitStack() as stack:
         for node in made:
-            stack.callback(node.close)
+            stack.callback(node.stop)
         yield made
 
 
