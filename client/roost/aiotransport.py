@@ -55,7 +55,7 @@ class AioConnection(asyncio.Protocol):
         try:
             commands = greeting(address)
             replies = await connection.exchange(encode(commands), len(commands))
-            connection.hello = read_greeting(replies)
+            connection.hello = read_greeting(replies, address)
         except BaseException:
             connection.close()
             raise

@@ -55,9 +55,8 @@ class Connection:
         try:
             commands = greeting(address)
             self.send(encode(commands), deadline_s)
-            self.hello: Hello = read_greeting(
-                [self.receive(deadline_s) for _ in range(len(commands))]
-            )
+            replies = [self.receive(deadline_s) for _ in range(len(commands))]
+            self.hello: Hello = read_greeting(replies, address)
         except BaseException:
             self._socket.close()
             raise

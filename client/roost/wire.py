@@ -10,7 +10,7 @@ import hiredis
 
 from roost.address import Address
 from roost.types import Hello
-from roost_crdt.errors import BadRequest, RoostError, error_from_code
+from roost_crdt.errors import BadRequest, NoAuth, RoostError, error_from_code
 
 __all__ = [
     "Argument",
@@ -107,12 +107,28 @@ def greeting(address: Address) -> tuple[Command, ...]:
     return tuple(commands)
 
 
-def read_greeting(replies: Sequence[Any]) -> Hello:
+def read_greeting(replies: Sequence[Any], address: Address) -> Hello:
     """The Hello in the replies to `greeting`; raises the first error among them."""
     for reply in replies:
+        if isinstance(reply, NoAuth):
+            raise NoAuth(_why_no_auth(address), retry_after_ms=reply.retry_after_ms)
         if isinstance(reply, RoostError):
             raise reply
     return hello_of(replies[-1])
+
+
+def _why_no_auth(address: Address) -> str:
+    where = str(address).replace("://", "://NAME:SECRET@", 1)
+    if not (address.username or address.password):
+        found = "the daemon asks who is there, and the URL does not say"
+    elif address.username:
+        found = f"the daemon has no credentials of the name {address.username!r} with this secret"
+    else:
+        found = "the daemon has no credentials with this secret"
+    return (
+        f"{found}: give a name of its credentials.toml ([access] credentials) and its secret in "
+        f"the URL, {where} (--url or $ROOST_URL; roost.connect)"
+    )
 
 
 def hello_of(reply: Any) -> Hello:

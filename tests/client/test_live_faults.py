@@ -293,9 +293,9 @@ def test_a_login_with_a_prefix(own_daemon: Any, from_index: Any) -> None:
     own_daemon.stop()
     own_daemon.url = own_daemon.url.replace("unix://", "unix://app:hunter2@")
     own_daemon.start()
-    with pytest.raises(roost.NoAuth):
+    with pytest.raises(roost.NoAuth, match=r"the URL does not say: .* redis://NAME:SECRET@"):
         roost.connect(own_daemon.redis_url)
-    with pytest.raises(roost.NoAuth):
+    with pytest.raises(roost.NoAuth, match="no credentials of the name 'app' with this secret"):
         roost.connect(own_daemon.url.replace("hunter2", "wrong"))
     with own_daemon.connect() as client:
         client.set("mine", 7)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from roost.address import parse_url
+from roost.address import Address, parse_url
 from roost.wire import as_map, encode, error_of, greeting, hello_of, new_reader, read_greeting
-from roost_crdt.errors import BadRequest, Exhausted, NoAuth, RoostError, TurnConflict
+from roost_crdt.errors import BadRequest, Busy, Exhausted, NoAuth, RoostError, TurnConflict
 
 
 def test_encodes_commands_in_one_piece() -> None:
@@ -81,5 +81,22 @@ def test_reads_who_answers() -> None:
     assert hello.pid_ns == 4026531836
     assert (hello.seq, hello.prefix) == (12, None)
     assert hello_of({b"store_id": bytes(range(16))}).store_id == bytes(range(16))
-    with pytest.raises(NoAuth):
-        read_greeting([NoAuth("no"), {}])
+    with pytest.raises(Busy, match="no"):
+        read_greeting([Busy("no"), {}], Address())
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (
+            "unix:///run/r.sock",
+            "the URL does not say: .* unix://NAME:SECRET@/run/r.sock .*ROOST_URL",
+        ),
+        ("redis://ops:hunter2@eu:1/3", "the name 'ops' with this .* redis://NAME:SECRET@eu:1 "),
+        ("redis://:hunter2@eu:1", "no credentials with this secret: .*credentials.toml"),
+    ],
+)
+def test_who_is_not_let_in_reads_how_to_say_who_it_is(url: str, words: str) -> None:
+    with pytest.raises(NoAuth, match=words) as caught:
+        read_greeting([NoAuth("HELLO must be called ..."), {}], parse_url(url, {}))
+    assert "hunter2" not in str(caught.value)

@@ -83,8 +83,8 @@ def daemon_command(
         "--url",
         envvar="ROOST_URL",
         metavar="URL",
-        help="unix:///path or redis://host:port; default $ROOST_URL, then "
-        "unix:///run/roost/roost.sock.",
+        help="unix:///path or redis://host:port, with credentials unix://NAME:SECRET@/path or "
+        "redis://NAME:SECRET@host:port; default $ROOST_URL, then unix:///run/roost/roost.sock.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @click.option(
