@@ -122,10 +122,7 @@ class AtHome:
             upto = live.head_turn() if at is None else at
             kept = {turn.ref for turn in live.fold.path() if turn.turn <= upto}
             entries, fields = live.fold.entries_of(kept), live.fold.raw_fields()
-            child = self.stream.begin(child_sid, live.meta.epoch[0] + 1)
-            if entries or fields:
-                now_ms = self.node.wall_ms()
-                self.stream.publish(child, child.write(entries, fields, now_ms))
+            child = self.stream.begin(child_sid, live.meta.epoch[0] + 1, entries, fields)
             self.count("fork made")
         return self._told(child)
 

@@ -33,6 +33,11 @@ class NodeCollector(Collector):
             ("erasing", "erased sessions whose payloads are still on the disk"),
         ):
             yield GaugeMetricFamily(f"roost_store_{name}", text, value=store[name])
+        yield GaugeMetricFamily(
+            "roost_store_full",
+            "1 = there is no room, on the disk or below the size bound: writes answer FULL",
+            value=int(bool(store["full"])),
+        )
         sessions = GaugeMetricFamily("roost_sessions", "sessions in memory", labels=["role"])
         for role, count in status["sessions"].items():
             sessions.add_metric([role], count)

@@ -50,7 +50,7 @@ class Bench:
     ) -> SessionCopy:
         """A stored copy."""
         meta = Meta(sid, epoch, standby, actor=ACTOR)
-        live = self.shelf.new_live(meta)
+        live = self.shelf.adopt(self.shelf.new_copy(meta))
         live.set_meta(msgspec.structs.replace(meta, **more))
         return live
 

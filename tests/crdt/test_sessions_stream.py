@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from session_network import TAKEOVER_AFTER_MS, Handing, Network, Seen
 
+from roost_crdt import fold
+from roost_crdt.errors import Full
 from roost_crdt.home import ACTOR_LEAP, Whole, decode_frame
 from roost_crdt.sessions.stream import COPIES_A_TICK
 from roost_crdt.token import lacks
@@ -355,3 +357,42 @@ def test_what_was_dropped_on_its_way_behind_a_neighbour_is_told_again() -> None:
     assert "c" in {node for node, _ in a.stream.take_frames()}
     a.stream.sweep_page("")
     assert "c" not in {node for node, _ in a.stream.take_frames()}, "once"
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_session_whose_first_step_the_store_refuses_is_not_there(*, forked: bool) -> None:
+    home = Network(NAMES)["eu"]
+    entry = fold.turn_entry((1, "eu"), 1, parent=None, turn_id="t", messages=[b"{}"], at_ms=1)
+    entries = dict([entry]) if forked else {}
+    home.rows.refuse = Full("no room")
+    with pytest.raises(Full):
+        home.stream.begin(SID, 1, entries)
+    assert home.shelf.meta(SID) is None
+    home.rows.refuse = None
+    assert home.stream.begin(SID, 1, entries).head_turn() == len(entries)
+    assert home.rows.scan(b"m\0", b"", 2)
+
+
+def test_what_a_fork_begins_with_reaches_its_standby() -> None:
+    network = Network(NAMES)
+    home = network["eu"]
+    entry = fold.turn_entry((1, "eu"), 1, parent=None, turn_id="t", messages=[b"{}"], at_ms=1)
+    live = home.stream.begin(SID, 1, dict([entry]))
+    home.flush()
+    network.settle()
+    standby = network[live.meta.standby or ""].shelf.live(SID)
+    assert standby is not None
+    assert standby.head_turn() == 1
+    assert live.meta.acked_n == live.meta.n
+
+
+def test_a_handover_that_the_store_refuses_leaves_no_empty_copy() -> None:
+    network = Network(NAMES)
+    home = network["eu"]
+    live = home.stream.begin(SID)
+    home.flush()
+    other = next(network[name] for name in NAMES if name not in ("eu", live.meta.standby))
+    other.rows.refuse = Full("no room")
+    with pytest.raises(Full):
+        other.stream.adopt(home.stream.handover(live, other.name))
+    assert other.shelf.meta(SID) is None

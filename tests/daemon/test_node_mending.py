@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 from cluster_kit import cluster, linked, make, same, start, until
+from prometheus_client import generate_latest
 
 from roost_crdt.digest import bucket_of
 from roost_crdt.errors import CorruptData, Full
@@ -294,3 +296,33 @@ async def test_no_snapshot_is_sent_before_the_rows_are_back(
         monkeypatch.undo()
         await until(lambda: same(b, c) and len(shown(c)) == len(reads(c)), 30)
         assert shown(c) == whole
+
+
+async def test_a_store_without_room_says_so_and_says_when_there_is_some_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_space(*_: Any) -> None:
+        raise lmdb.MapFullError("mdb_put: MDB_MAP_FULL")
+
+    def said() -> list[str]:
+        return [r.getMessage() for r in caplog.records if r.name == "roostd.node.mending"]
+
+    a = await start(make(tmp_path, ["a"])["a"])
+    monkeypatch.setattr("roostd.node.mending.ROOM_MS", 300)
+    try:
+        assert a.cluster()["store"]["full"] == ""
+        with monkeypatch.context() as patched:
+            patched.setattr(Index, "write", no_space)
+            a.keys.put(b"str:1", b"v")
+            await a.durable()
+            await until(lambda: len(said()) == 1)
+            full = a.cluster()["store"]["full"]
+            assert "cannot take" in full
+            assert f"free on the disk of {a.config.node.data}" in full
+            assert b"roost_store_full 1.0" in generate_latest(a.metrics)
+        await until(lambda: len(said()) == 2)
+        assert a.cluster()["store"]["full"] == ""
+        assert said()[0].startswith("the store takes no writes (FULL): the index cannot take")
+        assert said()[1] == "there is room again: the store takes writes"
+    finally:
+        await a.stop()

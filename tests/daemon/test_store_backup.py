@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -482,3 +484,25 @@ def test_two_restores_do_not_meet(stores: Stores, file: Path, tmp_path: Path) ->
 
     restore(file, tmp_path / "b", random_bytes=os.urandom, progress=progress)
     assert stores.open("b").vv
+
+
+def test_what_a_full_disk_keeps_out_of_the_index_is_in_a_backup(
+    stores: Stores, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: Any) -> None:
+        raise lmdb.MapFullError("mdb_put: MDB_MAP_FULL")
+
+    monkeypatch.setattr(Index, "write", no_space)
+    put(store, b"k:00", b"durable")
+    incr(store, b"c", 7)
+    store.flush()
+    while not store.full():
+        time.sleep(0.005)
+    monkeypatch.setitem(globals(), "applied", lambda _: pytest.fail("the index is waited for"))
+    back_up(store, tmp_path / "f")
+    monkeypatch.undo()
+    done = restore(tmp_path / "f", tmp_path / "b", random_bytes=os.urandom)
+    assert done.verified.end.seq == store.durable_seq
+    again = stores.open("b")
+    assert value(again, b"k:00") == b"durable"
+    assert count(again, b"c") == sum(range(40)) + 7

@@ -155,7 +155,7 @@ def test_an_index_that_cannot_grow_stops_applying_not_serving(
         time.sleep(0.005)
     assert value(store, b"k") == b"w"
     store._admission.credit = 0
-    with pytest.raises(Full, match=r"cannot take 1 rows: .* writes come back by themselves"):
+    with pytest.raises(Full, match=r"cannot take 1 rows: .* writes come back when there is room"):
         put(store, b"k", b"x")
     monkeypatch.setattr(Index, "write", write)
     applied(store)

@@ -87,7 +87,9 @@ def _adopt_over_own_turns(self: Any, frame: Any) -> bool:
     meta = own.meta(frame.sid)
     if meta is not None and (meta.epoch >= frame.epoch or meta.erased_ms):
         return False
-    live = own.live(frame.sid) or own.new_live(stream.Meta(frame.sid, frame.epoch, frame.standby))
+    live = own.live(frame.sid) or own.adopt(
+        own.new_copy(stream.Meta(frame.sid, frame.epoch, frame.standby))
+    )
     live.replace(frame)
     live.confirmed = own.generation
     self.offer(live)

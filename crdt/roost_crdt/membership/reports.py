@@ -28,6 +28,7 @@ OBSERVED_MS = 3_600_000
 """A node that has just started lets everybody report for so long before it removes anyone."""
 RETIRED_MAX = 1_000
 _LOOK_MS = 1_000
+_SAY_MS = 60_000
 
 
 class Members:
@@ -60,6 +61,7 @@ class Members:
         self._tell = tell
         self._started_ms = boot_ms()
         self._looked_ms = 0
+        self._said_ms = -_SAY_MS
         self.load()
 
     def load(self) -> None:
@@ -124,7 +126,9 @@ class Members:
             if self._boot_ms() - self._started_ms >= OBSERVED_MS:
                 self._remove_silent(now_ms)
         except RoostError as error:
-            self._tell(f"the roster is written later: {error}")
+            if now_ms >= self._said_ms + _SAY_MS:
+                self._said_ms = now_ms
+                self._tell(f"the roster is written later: {error}")
 
     def _report(self, now_ms: int) -> None:
         store, mine = self._store, self.roster.nodes.get(self.node)

@@ -94,6 +94,7 @@ class Shelf:
 
     def adopt(self, live: SessionCopy) -> SessionCopy:
         """Keep a session in memory; the least used ones make room."""
+        self.stubs.pop(live.meta.sid, None)
         self.lives[live.meta.sid] = live
         self.lives.move_to_end(live.meta.sid)
         self.make_room()
@@ -124,15 +125,13 @@ class Shelf:
         if live is not None:
             yield live
             return
-        live = SessionCopy(meta, self.table, self.actor, self.limits)
+        live = self.new_copy(meta)
         yield live
-        self.stubs.pop(meta.sid, None)
         self.adopt(live)
 
-    def new_live(self, meta: Meta) -> SessionCopy:
-        """An empty copy, in memory only until its first step is stored."""
-        self.stubs.pop(meta.sid, None)
-        return self.adopt(SessionCopy(meta, self.table, self.actor, self.limits))
+    def new_copy(self, meta: Meta) -> SessionCopy:
+        """An empty copy; `adopt` it once its first step is stored: the store may refuse that."""
+        return SessionCopy(meta, self.table, self.actor, self.limits)
 
     def forget(self, sid: str) -> None:
         """Drop every row of an expired session, its head too."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import msgspec
 
@@ -36,6 +37,7 @@ DROPPED_MAX = 1_000
 COPIES_A_TICK = 32
 """Whole documents that a tick or a page of a sweep sends to new standbys; the rest waits."""
 SWEEP_EVERY_MS = 600_000
+NOTHING: Mapping[str, bytes] = MappingProxyType({})
 DRAINED_MS = 60_000
 """A node that was drained is to be stopped: for so long it takes no session in."""
 
@@ -117,8 +119,18 @@ class Stream:
 
     # --- changes of home ---
 
-    def begin(self, sid: str, epoch_n: int = 1) -> SessionCopy:
-        """A new session with this node as its home; stored with the open group."""
+    def begin(
+        self,
+        sid: str,
+        epoch_n: int = 1,
+        entries: Mapping[str, bytes] = NOTHING,
+        fields: Mapping[str, bytes] = NOTHING,
+    ) -> SessionCopy:
+        """A new session with this node as its home; stored with the open group.
+
+        What a fork begins with goes into the same batch: all of it is there, or (if the store
+        refuses it) nothing of the session, in memory neither.
+        """
         shelf = self._shelf
         meta = Meta(
             sid,
@@ -127,9 +139,13 @@ class Stream:
             used_ms=shelf.now_ms(),
             actor=shelf.actor,
         )
-        live = shelf.new_live(meta)
+        live = shelf.new_copy(meta)
         live.confirmed = shelf.generation
-        live.set_meta(meta)
+        if entries or fields:
+            live.write(entries, fields, meta.used_ms)
+        else:
+            live.set_meta(meta)
+        shelf.adopt(live)
         self.offer(live)
         return live
 
@@ -221,8 +237,8 @@ class Stream:
             return False
         if meta is not None and meta.held and (meta.unmerged or meta.home == shelf.node):
             return False
-        live = shelf.live(frame.sid) or shelf.new_live(Meta(frame.sid, frame.epoch, frame.standby))
-        live.replace(frame)
+        with shelf.arriving(Meta(frame.sid, frame.epoch, frame.standby)) as live:
+            live.replace(frame)
         live.confirmed = shelf.generation
         self.offer(live)
         return True

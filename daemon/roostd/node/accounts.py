@@ -181,7 +181,7 @@ class Accounts:
         """Release reservations whose time is up; forget those that nobody settled for a day."""
         now_ms = self._now_ms()
         while self._due and self._due[0][0] <= now_ms:
-            due_ms, reservation = heapq.heappop(self._due)
+            _, reservation = heapq.heappop(self._due)
             row = self.reservations.get(reservation)
             if row is None:
                 continue
@@ -192,7 +192,7 @@ class Accounts:
                 self._expire(reservation, row)
             except RoostError as error:
                 log.warning("reservation %s is not released yet: %s", reservation, error)
-                heapq.heappush(self._due, (due_ms, reservation))
+                heapq.heappush(self._due, (now_ms + CLOSING_PAUSE_MS, reservation))
                 return
 
     def _expire(self, reservation: str, row: ReservationRow) -> None:

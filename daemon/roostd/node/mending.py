@@ -27,6 +27,7 @@ log = logging.getLogger("roostd.node.mending")
 
 TICK_MS = 250
 STEP_MS = 5
+ROOM_MS = 2_000
 FETCH_MS = 60_000
 """So long a fetch may take before it is begun again."""
 
@@ -50,6 +51,7 @@ class Mending:
         self.replace: Callable[[int, bytes], Awaitable[bool]] | None = None
         """Puts something in the place of a pair (kind, key) that the log does not hold."""
         self._refused = 0
+        self._full_ms = 0
         self._buckets: frozenset[int] = frozenset()
         self._begin(frozenset())
 
@@ -62,8 +64,9 @@ class Mending:
         self._ends: tuple[int, str] | None = None
 
     def status(self) -> dict[str, Any]:
-        """What GET /v1/cluster says of damage."""
+        """What GET /v1/cluster says of damage and of room."""
         return {
+            "full": self._store.full(),
             "damaged": self._store.corrupt_rows,
             "suspect_buckets": len(self._store.suspects.buckets),
             "damage": self._store.mender.problem,
@@ -99,6 +102,7 @@ class Mending:
         store = self._store
         store.look_after()
         self._say()
+        self._say_full()
         if self._mend_pairs():
             return STEP_MS
         buckets = store.suspects.buckets
@@ -191,6 +195,17 @@ class Mending:
             store.mender.mended(self._buckets)
             self._mended = True
             log.warning("%d buckets of keys are mended from %s", len(self._buckets), source)
+
+    def _say_full(self) -> None:
+        """Once when there is no room, and once when there has been some for a while."""
+        full, now_ms = self._store.full(), self._now_ms()
+        if full:
+            if not self._full_ms:
+                log.error("the store takes no writes (FULL): %s", full)
+            self._full_ms = now_ms
+        elif self._full_ms and now_ms - self._full_ms >= ROOM_MS:
+            self._full_ms = 0
+            log.warning("there is room again: the store takes writes")
 
     def _say(self) -> None:
         found, self._store.mender.scrubbed = self._store.mender.scrubbed, []

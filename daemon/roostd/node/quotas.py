@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 RETURNED_AT_ONCE = 32
 RETURN_PAUSE_MS = 500
+SAY_MS = 10_000
 SWEPT_AT_ONCE = 8
 TTL_MS_MAX = 7 * 24 * 3_600_000
 
@@ -89,6 +90,7 @@ class Quotas:
         self._to_sweep: dict[bytes, Window] = {}
         self._ticking: asyncio.Task[None] | None = None
         self._stopped = False
+        self._said_ms = 0
         self._accounts = Accounts(
             spends,
             node_id=node_id,
@@ -426,8 +428,11 @@ class Quotas:
             if not ledger.certain or (rest and not over):
                 await self._pools.adjust(quota, policy, settle=True)
         except (RoostError, CorruptData) as error:
-            log.warning("the rest of quota %s is not returned yet: %s", quota.shown, error)
-            quota.refill_at_ms = self._now_ms() + RETURN_PAUSE_MS
+            now_ms = self._now_ms()
+            if now_ms >= self._said_ms + SAY_MS:  # one for all: each tries again and again
+                self._said_ms = now_ms
+                log.warning("the rest of quota %s is not returned yet: %s", quota.shown, error)
+            quota.refill_at_ms = now_ms + RETURN_PAUSE_MS
             return
         if quota.used_ms == used_ms and not quota.waiting:
             self._accounts.active.pop(quota.key, None)

@@ -61,7 +61,7 @@ class Local:
     # --- opening ---
 
     def create(self, sid: str, epoch_n: int = 1, *, named: bool = False) -> SessionCopy:
-        """A new session with this node as its home; durable with the open group.
+        """A new, empty session with this node as its home; durable with the open group.
 
         `named`: the caller chose its id, so another node may begin it at the same time.
         """
@@ -93,11 +93,9 @@ class Local:
         kept = {(t.n, t.node, t.turn) for t in turns if t.turn <= at}
         entries = live.fold.entries_of(kept)
         # Above every epoch of the copied turns, so that the next turn continues their path.
-        child = self.create(request.new_sid, live.meta.epoch[0] + 1)
-        if entries or live.fold.raw_fields():
-            self._publish(
-                child, child.write(entries, live.fold.raw_fields(), self._context.now_ms())
-            )
+        child = self._stream.begin(
+            request.new_sid, live.meta.epoch[0] + 1, entries, live.fold.raw_fields()
+        )
         await self._context.durable()
         return self.opened(child, created=True)
 

@@ -67,7 +67,7 @@ class Admission:
         self.credit = 0
         if problem := self._applier.own.problem or self._applier.problem:
             self.refused += 1
-            raise Full(f"{problem}; reads go on, writes come back by themselves")
+            raise Full(f"{problem}; reads go on, writes come back when there is room")
         pinned_left = self._pinned_max - self._pinned()
         if pinned_left < 0:
             self.refused += 1
@@ -113,7 +113,7 @@ class Admission:
             return f"{text}; reads go on; {ways}"
         if room.disk_free < growth + _DISK_MARGIN_BYTES:
             return (
-                f"the disk is full: {room.disk_free} bytes free; reads go on, writes come back "
-                "when there is room"
+                f"the disk is full: {room.disk_free} bytes free on that of {room.place}; reads go "
+                "on, writes come back when there is room"
             )
         return ""

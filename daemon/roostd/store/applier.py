@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import lmdb
 import msgspec
@@ -98,6 +99,7 @@ class Room:
 
     used: int
     disk_free: int
+    place: Path
     stuck_readers: list[tuple[int, int]]
 
 
@@ -301,7 +303,7 @@ class Applier:
         if self._index.stuck_readers(behind=1):
             self._index.reap_readers()  # one that died gives its pages back at once
         index = self._index
-        return Room(index.used_bytes(), index.disk_free(), index.stuck_readers())
+        return Room(index.used_bytes(), index.disk_free(), index.path, index.stuck_readers())
 
     def _apply_until_done(self, batch: Batch) -> None:
         while not self._stopping:
@@ -314,7 +316,7 @@ class Applier:
                 self.problem = (
                     f"the index cannot take {len(batch.rows)} rows: {exc}; "
                     f"{room.used} of {self._index.size_max} bytes used, "
-                    f"{room.disk_free} bytes free on the disk{self._holders()}"
+                    f"{room.disk_free} bytes free on the disk of {room.place}{self._holders()}"
                 )
                 self._index.reap_readers()
                 time.sleep(_RETRY_S)

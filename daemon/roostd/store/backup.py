@@ -10,7 +10,8 @@ when it ends. A page shows its rows as of some seq in between. Replaying the log
 .. S1 over the pages gives each row and pair its value at S1, as recovery after a crash does: joins
 are idempotent, puts and drops are in the log's order. So that nobody has to keep the log for long,
 its entries go out between the pages; only those that the index has applied, hence a page is never
-older than the entries before it.
+older than the entries before it. Behind the last page that does not matter: there an index that
+cannot take its entries, on a full disk, is not waited for.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def begin(index: Index, log: Log, *, about: dict[str, str], now_ms: int, random_
     return _page(cursor, HEAD, head)
 
 
-def go_on(index: Index, log: Log, raw: bytes, *, now_ms: int) -> Page:
-    """The chunk after `raw`, a cursor of an earlier page.
+def go_on(index: Index, log: Log, raw: bytes, *, now_ms: int, stuck: bool = False) -> Page:
+    """The chunk after `raw`, a cursor of an earlier page. `stuck`: the index has no room.
 
     Raises BadRequest (not a cursor, or of another store), CorruptData (a damaged row or group:
     a backup without it would lose it in silence), Unavailable (the log was trimmed beyond where
@@ -132,9 +133,10 @@ def go_on(index: Index, log: Log, raw: bytes, *, now_ms: int) -> Page:
         return _read_page(index, log, cursor)
     if cursor.phase == _OVER_PHASE:
         return _finish(index, cursor, now_ms)
+    upto = cursor.target if stuck and cursor.phase == _TAIL_PHASE else _applied(index)
     try:
         entries, position = log.entries_from(
-            Position(cursor.segment, cursor.offset), cursor.seq, _applied(index), CHUNK_BYTES
+            Position(cursor.segment, cursor.offset), cursor.seq, upto, CHUNK_BYTES
         )
     except CorruptData as error:
         if cursor.seq + 1 >= log.first_seq():

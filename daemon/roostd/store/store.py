@@ -148,7 +148,8 @@ class Store:
         try:
             if not cursor:
                 return backup.begin(index, log, about=about, now_ms=now_ms, random_id=random_id)
-            return backup.go_on(index, log, cursor, now_ms=now_ms)
+            stuck = bool(self._applier.problem)
+            return backup.go_on(index, log, cursor, now_ms=now_ms, stuck=stuck)
         except lmdb.Error as exc:
             raise self._state.unreadable("the backup came upon damage", exc) from exc
 

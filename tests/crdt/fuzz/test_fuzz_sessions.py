@@ -270,7 +270,7 @@ def node(name: str) -> tuple[Stream, Shelf, Disk]:
 def frames_of_home() -> list[home.Frame]:
     """What `eu` sends its standby `us`, in order, and one frame of every other kind."""
     _, shelf, _ = node("eu")
-    live = shelf.new_live(home.Meta(SID, EU, "us", actor=ACTORS["eu"]))
+    live = shelf.adopt(shelf.new_copy(home.Meta(SID, EU, "us", actor=ACTORS["eu"])))
     live.set_meta(live.meta)
     sent: list[home.Frame] = [
         live.write(entries, fields, 7) for epoch, entries, fields in steps() if epoch == EU
@@ -339,7 +339,7 @@ def standby() -> tuple[Stream, Shelf, Disk]:
 def home_of_session() -> tuple[Stream, Shelf, Disk]:
     """`us` is home of the session; `eu` is its standby."""
     made = node("us")
-    live = made[1].new_live(home.Meta(SID, US, "eu", actor=ACTORS["us"]))
+    live = made[1].adopt(made[1].new_copy(home.Meta(SID, US, "eu", actor=ACTORS["us"])))
     live.set_meta(live.meta)
     live.write(dict([turn(US, 1, None, "mine")]), {}, 7)
     return made
