@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 
@@ -105,6 +106,34 @@ async def test_nothing_leaves_after_a_failure() -> None:
     assert [str(failure) for failure in failures] == ["the disk failed"]
     await asyncio.sleep(0)
     assert seen == []
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_leaves_no_complaint() -> None:
+    complaints = list[dict[str, object]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+    disk = Disk()
+    groups = groups_of(disk)
+    disk.written.append("a")  # no turn is to flush it
+    waiting = asyncio.ensure_future(groups.durable())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    disk.fails = True
+    groups.flush()
+    gc.collect()
+    assert complaints == []
+
+
+async def test_each_who_waits_is_told_of_a_failure() -> None:
+    disk = Disk()
+    groups = groups_of(disk)
+    disk.written.append("a")
+    waiting = [asyncio.ensure_future(groups.durable()) for _ in range(2)]
+    await asyncio.sleep(0)
+    disk.fails = True
+    groups.flush()
+    await asyncio.wait(waiting)
+    assert [str(one.exception()) for one in waiting] == ["the disk failed"] * 2
 
 
 async def test_what_is_held_leaves_though_another_one_has_flushed() -> None:

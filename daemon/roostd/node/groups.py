@@ -33,7 +33,7 @@ class Groups:
         self._on_failed = on_failed
         self._waiting: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
-        self._future: asyncio.Future[None] | None = None
+        self._futures: list[asyncio.Future[None]] = []
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._due_s = 0.0
@@ -72,32 +72,35 @@ class Groups:
         """Return when all that is written so far is durable. Raises UnknownOutcome if it failed."""
         if not self._store.dirty:
             return
-        if self._future is None:
-            self._future = self._loop.create_future()
-        await asyncio.shield(self._future)
+        future = self._loop.create_future()
+        self._futures.append(future)
+        await future
 
     def flush(self) -> None:
         """Make the open group durable and release what waits for it; also if the store itself
         has flushed it meanwhile."""
-        if not self._store.dirty and not self._waiting and self._future is None:
+        if not self._store.dirty and not self._waiting and not self._futures:
             return
         began_s = time.monotonic()
         try:
             self._store.flush()
         except StoreFailed as error:
             self._waiting.clear()  # nothing of this group is ever acknowledged
-            if self._future is not None:
-                self._future.set_exception(error)
-                self._future = None
+            futures, self._futures = self._futures, []
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # who waits may be cancelled before it sees that
             self._on_failed(error)
             return
         self._flush_s = (self._flush_s + time.monotonic() - began_s) / 2
         waiting, self._waiting = self._waiting, []
-        future, self._future = self._future, None
+        futures, self._futures = self._futures, []
         for callback in waiting:
             callback()
-        if future is not None and not future.done():
-            future.set_result(None)
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
         for callback in self._after:
             callback()
 

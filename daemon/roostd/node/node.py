@@ -478,6 +478,7 @@ class Node:
         if self._stopped is not None and not self._stopped.done():
             log.critical("the store failed; nothing more is acknowledged: %s", error)
             self._stopped.set_exception(error)
+            self._stopped.exception()  # a start that fails meanwhile raises it itself
 
     async def _tick(self) -> None:
         while True:
