@@ -30,7 +30,7 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> float:
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> float:
     """Seconds that it took until the condition held; AssertionError if it does not in time."""
     began = time.monotonic()
     while not condition():
@@ -137,7 +137,7 @@ class LoopbackNode:
         return next(status for status in self.gossip.links() if status.peer == peer)
 
 
-def run(loop: str, main: Callable[[], Awaitable[None]], within_s: float = 30.0) -> None:
+def run(loop: str, main: Callable[[], Awaitable[None]], within_s: float = 100.0) -> None:
     """Run a test on one of LOOPS, stop the nodes that it started; no task may be left behind."""
 
     async def bounded() -> None:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+from virtual_time import virtual
 from volatile_table import Disk
 
 from roost_crdt.errors import (
@@ -24,7 +25,7 @@ from roostd.consensus.embedded import EmbeddedHost, EmbeddedRemote
 from roostd.consensus.witness import Witness
 
 SMALL = Limits(request_ids_kept=3)
-MS = 500
+MS = 60_000
 
 
 async def hosted(disk: Disk, limits: Limits = SMALL) -> EmbeddedHost:
@@ -160,6 +161,7 @@ async def test_an_answer_waits_for_the_disk() -> None:
     assert (await reading)[0] is not None
 
 
+@virtual
 async def test_a_disk_that_stalls_is_unavailable_to_readers_and_unknown_to_writers() -> None:
     disk = Disk()
     host = await hosted(disk)
@@ -301,6 +303,7 @@ async def test_a_lost_read_is_repeated() -> None:
     assert await client.get([b"a"], deadline_ms=MS) == [None]
 
 
+@virtual
 async def test_silence_ends_within_the_deadline() -> None:
     host = await hosted(Disk())
     client, wire = await remote(host)
@@ -312,7 +315,7 @@ async def test_silence_ends_within_the_deadline() -> None:
     wire.drop = ["silence"] * 20
     with pytest.raises(Unavailable):
         await client.get([b"a"], deadline_ms=200)
-    assert loop.time() - began < 0.8
+    assert loop.time() - began < 0.5
     assert unknown.value.details["request_id"] == "r1"
     assert client.status().state == "down"
     assert all(deadline_ms <= 200 for _, deadline_ms in wire.calls)
@@ -328,6 +331,7 @@ async def test_no_route_is_unavailable_at_once() -> None:
     assert client.status().last_error == "no route to eu-1"
 
 
+@virtual
 async def test_no_route_after_a_lost_answer_is_still_unknown() -> None:
     host = await hosted(Disk())
     client, wire = await remote(host)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from virtual_time import virtual
 
 from roost_crdt.errors import BadRequest, Unavailable
 from roostd.gossip import Gossip
@@ -63,6 +64,7 @@ def links() -> tuple[Links, FakeGossip, FakeRpc]:
     return Links(cast("Gossip", gossip), cast("Rpc", rpc)), gossip, rpc
 
 
+@virtual
 async def test_a_neighbour_gets_frames_over_its_link_alone() -> None:
     near, gossip, rpc = links()
     assert near.send("us", b"1")
@@ -74,17 +76,22 @@ async def test_a_neighbour_gets_frames_over_its_link_alone() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_node_behind_a_neighbour_is_reached_through_it(fails: bool) -> None:
-    near, _, rpc = links()
-    rpc.fails = fails
-    assert near.send("ap", b"1")
-    assert not near.send("nowhere", b"2")
-    rpc.go_on.set()
-    await asyncio.sleep(0.01)
-    assert rpc.calls == [("ap", FRAME, {"frame": b"1", "more": []})]
-    await near.stop()
+def test_a_node_behind_a_neighbour_is_reached_through_it(fails: bool) -> None:
+    @virtual
+    async def run() -> None:
+        near, _, rpc = links()
+        rpc.fails = fails
+        assert near.send("ap", b"1")
+        assert not near.send("nowhere", b"2")
+        rpc.go_on.set()
+        await asyncio.sleep(0.01)
+        assert rpc.calls == [("ap", FRAME, {"frame": b"1", "more": []})]
+        await near.stop()
+
+    run()
 
 
+@virtual
 async def test_frames_that_wait_for_a_call_go_together_and_in_order() -> None:
     near, _, rpc = links()
     assert near.send("ap", b"1")
@@ -98,6 +105,7 @@ async def test_frames_that_wait_for_a_call_go_together_and_in_order() -> None:
     assert near.beyond() == {"ap"}
 
 
+@virtual
 async def test_frames_under_way_are_bounded() -> None:
     near, gossip, rpc = links()
     assert near.send("ap", b"x" * (RELAY_BYTES + 1)), "one goes, however large"
@@ -116,6 +124,7 @@ async def test_frames_under_way_are_bounded() -> None:
     await near.stop()
 
 
+@virtual
 async def test_relayed_frames_are_taken_as_their_origins() -> None:
     near, _, rpc = links()
     taken: list[tuple[str, bytes]] = []

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from virtual_time import virtual
 
 from roost_crdt.errors import BadRequest, Unavailable, UnknownOutcome
 from roost_crdt.home import Candidate
@@ -56,6 +57,7 @@ def due(hlc: int) -> Due:
     return Due(ACTOR, hlc, b"k:1")
 
 
+@virtual
 async def test_the_nearest_neighbour_of_another_region_is_asked_once_for_many() -> None:
     neighbours = Neighbours(AP, EU2, US, holds={"us-1": 20, "ap-1": 20, "eu-2": 20})
     asking = standbys(neighbours)
@@ -65,6 +67,7 @@ async def test_the_nearest_neighbour_of_another_region_is_asked_once_for_many() 
     assert neighbours.asked == [("us-1", 20)]
 
 
+@virtual
 async def test_writes_that_come_meanwhile_are_asked_for_too() -> None:
     neighbours = Neighbours(US, holds={"us-1": 10})
     asking = standbys(neighbours)
@@ -76,14 +79,20 @@ async def test_writes_that_come_meanwhile_are_asked_for_too() -> None:
 
 
 @pytest.mark.parametrize("silent", [{}, {"us-1": None}, {"us-1": 4}])
-async def test_another_one_is_asked_where_the_nearest_does_not_say(
+def test_another_one_is_asked_where_the_nearest_does_not_say(
     silent: dict[str, int | None],
 ) -> None:
     neighbours = Neighbours(AP, US, holds={"ap-1": 5, **silent})
-    await asyncio.wait_for(standbys(neighbours).held(due(5)), 2)
+
+    @virtual
+    async def run() -> None:
+        await asyncio.wait_for(standbys(neighbours).held(due(5)), 2)
+
+    run()
     assert [node for node, _ in neighbours.asked] == ["us-1", "ap-1"]
 
 
+@virtual
 async def test_nobody_to_ask_is_said_before_the_write() -> None:
     asking = standbys(Neighbours(EU2, holds={"eu-2": 99}))
     with pytest.raises(Unavailable, match=r"k:1 .*nothing was written") as caught:
@@ -91,6 +100,7 @@ async def test_nobody_to_ask_is_said_before_the_write() -> None:
     assert caught.value.retry_after_ms
 
 
+@virtual
 async def test_no_answer_in_time_is_an_unknown_outcome() -> None:
     neighbours = Neighbours(US, holds={"us-1": 4})
     asking = standbys(neighbours, wait_ms=150)
@@ -101,6 +111,7 @@ async def test_no_answer_in_time_is_an_unknown_outcome() -> None:
     await asking.stop()
 
 
+@virtual
 async def test_only_the_replies_without_a_second_disk_are_replaced() -> None:
     neighbours = Neighbours(US, holds={"us-1": 6})
     asking = standbys(neighbours, wait_ms=150)
@@ -112,6 +123,7 @@ async def test_only_the_replies_without_a_second_disk_are_replaced() -> None:
     await asking.stop()
 
 
+@virtual
 async def test_it_answers_neighbours_when_their_write_has_arrived_and_is_durable() -> None:
     vv = {ACTOR: 10}
     synced: list[int] = []
