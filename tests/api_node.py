@@ -38,7 +38,7 @@ POLICIES = "".join(
         _policy("set", "set"),
         _policy("map", "map"),
         _policy("cmap", "map", extra='fields = "counter"'),
-        _policy("rate", "rate", extra='window = "60s"'),
+        _policy("rate", "rate", extra='window = "24h"'),
         _policy("doc", "doc"),
         _policy("shortdoc", "doc", extra='ttl = "1h"'),
         _policy("lock", "register", "linear"),
@@ -136,6 +136,7 @@ insecure = true
 keys = "{place}/keys"
 [consensus]
 backend = "embedded"
+deadline_ms = 60000
 [access]
 policies = "{place}/policies.toml"
 {access}

@@ -47,7 +47,8 @@ def make(place: Path, names: Sequence[str], *, line: bool = False) -> dict[str, 
             f'[node]\nid = "{name}"\nregion = "{name}"\ndata = "{home}/data"\ncluster = "test"\n'
             f'[listen]\nunix = "{home}/r.sock"\ngossip = "127.0.0.1:{ports[name]}"\n'
             f'[gossip]\ninsecure = true\n[token]\nkeys = "{home}/keys"\n'
-            f'[consensus]\nbackend = "embedded"\n[access]\npolicies = "{home}/policies.toml"\n'
+            f'[consensus]\nbackend = "embedded"\ndeadline_ms = 60000\n'
+            f'[access]\npolicies = "{home}/policies.toml"\n'
             f'[store]\nsize_max = "64MiB"\nlog_retention = "32MiB"\n{neighbours}'
         )
     return files

@@ -24,7 +24,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(node: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=node.url) as client:
+    async with httpx.AsyncClient(base_url=node.url, timeout=60) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,16 @@ def plain(args: Args, reply: Any) -> Any:
             return sorted(zip(reply[::2], reply[1::2], strict=True))
         if name == "EXEC":
             return [plain(("?",), part) for part in reply]
-    if isinstance(reply, int) and args[0] in ("TTL", "EXPIRETIME") and reply > 2:
-        return reply // 20
     return reply
+
+
+def alike(args: Args, one: Any, other: Any, within_s: float) -> bool:
+    """Whether both servers said the same; to one of them the commands may have come later."""
+    one, other = plain(args, one), plain(args, other)
+    timed = args[0] in ("TTL", "EXPIRETIME")
+    if timed and isinstance(one, int) and isinstance(other, int) and min(one, other) > 0:
+        return abs(one - other) <= within_s + 2
+    return bool(one == other)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -195,9 +203,12 @@ async def empty(ours: Client, redis: Client) -> None:
 
 
 async def compare(ours: Client, redis: Client, commands: list[Args]) -> None:
+    began_s = time.monotonic()
     mine, theirs = await asyncio.gather(ours.pipeline(*commands), redis.pipeline(*commands))
+    took_s = time.monotonic() - began_s
     for at, (args, one, other) in enumerate(zip(commands, mine, theirs, strict=True)):
-        assert plain(args, one) == plain(args, other), (args, commands[max(0, at - 12) : at])
+        said = (args, one, other, took_s, commands[max(0, at - 12) : at])
+        assert alike(args, one, other, took_s), said
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
@@ -236,13 +247,13 @@ async def test_transactions(pair: tuple[Client, Client], seed: int) -> None:
 async def test_odd_commands(pair: tuple[Client, Client]) -> None:
     rng = random.Random(1)
     await empty(*pair)
-    for args in {odd_command(rng) for _ in range(300)}:
+    for args in dict.fromkeys(odd_command(rng) for _ in range(300)):
         if args[:1] in (("SET",), ("SCAN",)) or args in (("MGET", "1"), ("MGET", "x")):
             continue
         mine, theirs = await asyncio.gather(pair[0].do(*args), pair[1].do(*args))
         if isinstance(mine, hiredis.ReplyError) and str(mine).startswith("NOPOLICY"):
             continue
-        assert plain(args, mine) == plain(args, theirs), args
+        assert alike(args, mine, theirs, 0), args
 
 
 @pytest.mark.parametrize(
@@ -264,7 +275,7 @@ async def test_bytes_on_the_wire(pair: tuple[Client, Client], line: bytes) -> No
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(line)
         writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answer = await reader.read(-1)
         writer.close()
         return answer

@@ -227,5 +227,6 @@ async def test_other_commands_at_a_float_counter(pair: tuple[Client, Client]) ->
     for args in commands:
         ours, theirs = await both(pair, *args)
         if args[0] == "TTL":
-            ours, theirs = ours // 20, theirs // 20
+            assert 0 <= 100_000 - min(ours, theirs) < 1_000
+            continue
         assert str(ours) == str(theirs), args

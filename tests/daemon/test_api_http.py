@@ -22,7 +22,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(node: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=node.url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=node.url, timeout=60) as client:
         yield client
 
 
@@ -241,16 +241,20 @@ async def test_bad_bodies_name_the_field(
     assert (await http.get("/v1/keys/str:bad")).json()["value"] is None
 
 
-async def test_a_body_over_the_bound_is_not_read(http: httpx.AsyncClient, node: Served) -> None:
+async def test_a_body_over_the_bound_is_not_read(
+    http: httpx.AsyncClient, node: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound = node.node.limits.body_bytes_max
     reader, writer = await asyncio.open_connection("127.0.0.1", node.http)
     head = f"PUT /v1/keys/str:x HTTP/1.1\r\nHost: x\r\nContent-Length: {bound + 1}\r\n\r\n"
     writer.write(head.encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answer = await reader.read(-1)  # the node closes: nothing more is waited for
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b'"code":"TOOLARGE"' in answer
     writer.close()
+
+    monkeypatch.setattr("roostd.api.http.server.LINGER_S", 60.0)
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(bound // (1 << 20) + 8):
@@ -281,7 +285,7 @@ async def test_values_over_their_bound(http: httpx.AsyncClient, node: Served) ->
 async def test_framing_faults_close(node: Served, raw: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", node.http)
     writer.write(raw)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answer = await reader.read(-1)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"code":"BADREQUEST"' in answer

@@ -23,7 +23,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(node: Served) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=node.url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=node.url, timeout=60) as client:
         yield client
 
 
@@ -328,7 +328,7 @@ async def events(lines: AsyncIterator[str]) -> AsyncIterator[tuple[str, Any]]:
 
 async def test_watch(http: httpx.AsyncClient, node: Served) -> None:
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         http.stream("GET", "/v1/watch", params={"prefix": "str:w:"}) as answer,
     ):
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -345,7 +345,7 @@ async def test_watch(http: httpx.AsyncClient, node: Served) -> None:
         assert (name, change) == ("change", {"key": "str:w:1", "value": None})
         assert later[0] > first[0]
         assert later[1] == first[1] == node.node.store.actor
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while node.node._watchers._watchers:
             await asyncio.sleep(0.01)
 

@@ -115,15 +115,18 @@ async def test_protocol_faults_close(node: Served, data: bytes, text: bytes) -> 
     assert answer.startswith(b"+PONG\r\n" + text)
 
 
-async def test_who_is_still_sending_reads_why_it_is_refused(node: Served) -> None:
+async def test_who_is_still_sending_reads_why_it_is_refused(
+    node: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A socket closed over unread bytes is reset, and the error with it."""
+    monkeypatch.setattr("roostd.api.resp.draining.DRAIN_S", 60.0)
     big = 3 * node.node.limits.body_bytes_max
     client = await node.client()
     client.writer.write(b"*3\r\n$3\r\nSET\r\n$7\r\nstr:big\r\n$%d\r\n" % big)
     for _ in range(64):
         client.writer.write(b"x" * (big // 64))
         await client.writer.drain()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answer = await client.reader.read(-1)
     assert answer == b"-ERR Protocol error: invalid bulk length\r\n"
 
@@ -142,7 +145,7 @@ async def test_who_sends_for_ever_after_a_fault_is_cut(
             await asyncio.sleep(0.01)
 
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(send_for_ever(), 5)
+        await asyncio.wait_for(send_for_ever(), 60)
 
 
 async def test_quit_and_half_closed_connections_get_their_replies(node: Served) -> None:
@@ -151,7 +154,7 @@ async def test_quit_and_half_closed_connections_get_their_replies(node: Served) 
     client = await node.client()
     client.writer.write(b"SET str:q 2\r\nINCR lcnt:half\r\nGET str:q\r\n")
     client.writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await client.reader.read(-1) == b"+OK\r\n:1\r\n$1\r\n2\r\n"
 
 
@@ -160,10 +163,12 @@ async def test_a_client_that_never_reads_is_bounded(node: Served) -> None:
     await client.do("SET", "str:big", b"x" * 1_000_000)
     get = hiredis.pack_command(("GET", "str:big"))
     client.writer.write(get * 5_000)
-    await asyncio.sleep(0.3)
-    [connection] = [
-        c for c in node.faces.resp.connections.values() if c.last_command == "GET" and c.caller
-    ][-1:]
+    connection = list(node.faces.resp.connections.values())[-1]
+    async with asyncio.timeout(60):
+        while not connection._paused_writing:
+            await asyncio.sleep(0.01)
+    assert connection.last_command == "GET"
+    await asyncio.sleep(0.1)
     assert connection._paused_writing
     assert connection._out_bytes <= node.node.limits.output_bytes_max
     other = await node.client()

@@ -155,12 +155,12 @@ async def test_keyspace_messages(client: redis.asyncio.Redis, node: Served) -> N
     await pubsub.psubscribe("__keyspace@0__:str:k*")
     await pubsub.subscribe("__keyspace@0__:cnt:k")
     for _ in range(2):
-        assert (await pubsub.get_message(timeout=5))["type"] in ("psubscribe", "subscribe")
+        assert (await pubsub.get_message(timeout=60))["type"] in ("psubscribe", "subscribe")
     await writer.set("str:other", "1")
     await writer.set("str:k1", "1")
     await writer.incr("cnt:k")
     await writer.delete("str:k1")
-    messages = [await pubsub.get_message(timeout=5) for _ in range(3)]
+    messages = [await pubsub.get_message(timeout=60) for _ in range(3)]
     assert [(m["channel"], m["data"]) for m in messages] == [
         ("__keyspace@0__:str:k1", "set"),
         ("__keyspace@0__:cnt:k", "set"),
@@ -171,7 +171,7 @@ async def test_keyspace_messages(client: redis.asyncio.Redis, node: Served) -> N
     await pubsub.punsubscribe()
     await pubsub.aclose()
     await writer.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while node.faces.metrics.watchers:
             await asyncio.sleep(0.01)
 

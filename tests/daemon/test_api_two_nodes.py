@@ -30,7 +30,7 @@ async def pair(
         served(place / "eu", extra=neighbour("us-1"), gossip=ports["eu-1"]) as eu,
         served(place / "us", extra=neighbour("eu-1"), name="us-1", gossip=ports["us-1"]) as us,
     ):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(
                 link["state"] == "up"
                 for node in (eu, us)
@@ -41,7 +41,7 @@ async def pair(
 
 
 async def until(check: Any, wanted: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (found := await check()) != wanted:
             await asyncio.sleep(0.02)
     assert found == wanted
@@ -66,7 +66,7 @@ async def test_changes_of_a_neighbour_are_told(pair: tuple[Served, Served]) -> N
     eu, us = await pair[0].client(), await pair[1].client(resp3=True)
     await us.do("PSUBSCRIBE", "__keyspace@0__:str:told:*")
     async with (
-        httpx.AsyncClient(base_url=pair[1].url, timeout=10) as http,
+        httpx.AsyncClient(base_url=pair[1].url, timeout=60) as http,
         http.stream("GET", "/v1/watch", params={"prefix": "str:told:"}) as answer,
     ):
         lines = answer.aiter_lines()
@@ -75,7 +75,7 @@ async def test_changes_of_a_neighbour_are_told(pair: tuple[Served, Served]) -> N
         await eu.do("SET", "str:told:1", "x")
         pushed = await us.reply()
         assert pushed[-2:] == [b"__keyspace@0__:str:told:1", b"set"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (line := await anext(lines)) != "event: change":
                 pass
             line = await anext(lines)
@@ -88,8 +88,8 @@ async def test_a_session_follows_its_token_to_the_other_node(
     pair: tuple[Served, Served],
 ) -> None:
     async with (
-        httpx.AsyncClient(base_url=pair[0].url, timeout=10) as eu,
-        httpx.AsyncClient(base_url=pair[1].url, timeout=10) as us,
+        httpx.AsyncClient(base_url=pair[0].url, timeout=60) as eu,
+        httpx.AsyncClient(base_url=pair[1].url, timeout=60) as us,
     ):
         opened = (await eu.post("/v1/sessions", json={"sid": "moved"})).json()
         turns = "/v1/sessions/moved/turns"
@@ -113,7 +113,7 @@ async def test_a_session_follows_its_token_to_the_other_node(
 
 
 async def test_a_lost_session_names_itself(pair: tuple[Served, Served]) -> None:
-    async with httpx.AsyncClient(base_url=pair[1].url, timeout=10) as us:
+    async with httpx.AsyncClient(base_url=pair[1].url, timeout=60) as us:
         answer = await us.get("/v1/sessions/nobody/turns")
         assert answer.status_code == 404
         assert answer.json()["code"] == "NOSESSION"

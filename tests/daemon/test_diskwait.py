@@ -22,7 +22,7 @@ def goes_on_in_the_next(wait: DiskWait) -> None:
     thread.join(0.05)
     assert thread.is_alive()
     with wait:
-        thread.join(10)
+        thread.join(25)
     assert not thread.is_alive()
 
 

@@ -34,7 +34,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[list[Node]]:
             )
             for name in NAMES
         ]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(
                 len(each.node.sessions.context.neighbours.candidates()) < 2 for each in running
             ):
@@ -50,7 +50,7 @@ async def moved(source: Node, target: Node) -> str:
     live = target.shelf.live(opened.sid)
     assert live is not None
     assert (live.meta.home, live.meta.standby) == (target.config.node.id, source.config.node.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while live.meta.acked_n < live.meta.n:
             await asyncio.sleep(0.01)
     return opened.sid
