@@ -35,6 +35,9 @@ that was restored from a backup."""
 P = ParamSpec("P")
 T = TypeVar("T")
 _READ_PAUSE_S = 60.0
+READ_SEGMENTS = 4
+"""So many are kept, whatever the retention, while somebody reads on through the log: who has just
+read to its end is not overtaken by the next segment."""
 _RETRY_MS = 50
 
 
@@ -312,13 +315,16 @@ class Log:
         `AGE_MAX_MS`; up to that age the newest `retention_bytes / RESERVE` in any case.
         """
         self._applied_seq = applied_seq
+        bound = self.retention_bytes
+        if self._is_read():
+            bound = max(bound, READ_SEGMENTS * self.segment_bytes)
         kept = sum(segment.size for segment in self._segments)
         while len(self._segments) > 1:
             oldest, following = self._segments[0], self._segments[1]
             if following.first_seq - 1 > applied_seq:
                 return
             few = kept <= self.retention_bytes // RESERVE
-            within = kept <= self.retention_bytes and not self._aged(oldest)
+            within = kept <= bound and not self._aged(oldest)
             if within and (few or self._wanted(oldest)):
                 return
             kept -= oldest.size
@@ -330,10 +336,17 @@ class Log:
         self._acknowledged = vv
         self.trim(self._applied_seq)
 
+    def hold(self) -> None:
+        """Somebody reads on through the log: `entries_from` comes within a minute."""
+        self._read_s = time.monotonic()
+
+    def _is_read(self) -> bool:
+        return time.monotonic() < self._read_s + _READ_PAUSE_S
+
     def _aged(self, segment: Segment) -> bool:
         """Whether a segment is older than anybody may ask for, and nobody reads the log now; or
         is not there any more."""
-        if time.monotonic() < self._read_s + _READ_PAUSE_S:
+        if self._is_read():
             return False
         try:
             written_s = segment.path.stat().st_mtime
@@ -343,7 +356,7 @@ class Log:
 
     def _wanted(self, segment: Segment) -> bool:
         """Whether somebody may still ask for what is in a segment."""
-        if time.monotonic() < self._read_s + _READ_PAUSE_S:
+        if self._is_read():
             return True
         held = self._acknowledged
         if held is None:
@@ -380,7 +393,7 @@ class Log:
         """
         found: list[Entry] = []
         size = 0
-        self._read_s = time.monotonic()
+        self.hold()
         if seq >= last_seq:
             return found, position
         for segment in self._segments:

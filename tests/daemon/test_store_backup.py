@@ -22,6 +22,7 @@ from roost_crdt.logformat import KIND_META, KIND_OUTBOX, KIND_SESSION, KIND_SPEN
 from roost_crdt.record import decode_record
 from roost_crdt.rows.layout import row_key
 from roostd.index import Index
+from roostd.log import READ_SEGMENTS
 from roostd.store import RESTORED, Store, StoreLocked, backup, backupformat, check, restore
 from roostd.store.backupformat import ChunkReader, encode_chunk
 from roostd.store.restoring import verify_backup
@@ -247,6 +248,28 @@ def test_entries_that_are_not_retained_any_more_end_a_backup(
     page = store.backup(page.cursor, ABOUT, NOW, b"")
     with pytest.raises(Unavailable, match=r"entry 2 is not retained any more.*begin it again"):
         store.backup(page.cursor, ABOUT, NOW, b"")
+
+
+def test_segments_stay_for_a_backup_that_reads_them_and_no_longer(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing is to be retained: else whoever stands in one as it ends is outrun."""
+    store = stores.open(size_max=1 << 20, log_retention=1)
+    segment = store._log.segment_bytes
+    page, number = store.backup(b"", ABOUT, NOW, b"i" * 16), 0
+    while page.cursor and store._log.first_seq() < 200:
+        for _ in range(10):
+            brief(lambda: put(store, b"k", os.urandom(3_000)))
+            brief(store.flush)
+        applied(store)
+        assert store.log_bytes() <= (READ_SEGMENTS + 2) * segment, "one is made ahead"
+        page = store.backup(page.cursor, ABOUT, NOW, b"")
+        number += 1
+    assert number > 2 * READ_SEGMENTS
+    monkeypatch.setattr("roostd.log._READ_PAUSE_S", 0)
+    store.neighbours_hold(None)
+    assert store._log.first_seq() > 200
+    assert len(store._log._segments) == 1
 
 
 def test_a_damaged_group_is_not_taken_for_one_that_is_not_retained(stores: Stores) -> None:

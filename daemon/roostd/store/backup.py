@@ -96,6 +96,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def begin(index: Index, log: Log, *, about: dict[str, str], now_ms: int, random_id: bytes) -> Page:
     """The first chunk: what is backed up, and from which entry on."""
+    log.hold()
     while True:
         seq = _applied(index)
         vv, place = index.meta(b"vv"), index.meta(b"position")
