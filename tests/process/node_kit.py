@@ -17,7 +17,7 @@ from .faulty_daemon import Client, FaultyDaemon, configure
 
 SIZE = {"ROOST_STORE_SIZE_MAX": "32MiB", "ROOST_STORE_LOG_RETENTION": "4MiB"}
 SEGMENTS_AHEAD = 4
-WAIT_S = 60
+WAIT_S = 120
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

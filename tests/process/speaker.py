@@ -13,7 +13,7 @@ import httpx
 
 from roostd.demo.regions import Regions
 
-QUIET_S = 15.0
+QUIET_S = 60.0
 
 
 class Refused(Exception):
@@ -44,7 +44,7 @@ class Speaker:
     """Speaks to the regions; every method raises Refused, or httpx's errors for lost replies."""
 
     regions: Regions
-    timeout_s: float = 12.0
+    timeout_s: float = 30.0
     _http: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:

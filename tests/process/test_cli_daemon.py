@@ -25,6 +25,7 @@ stale_read_cost = "annoying"
 type = "counter"
 """
 
+PATIENT_S = 120
 ANY_PORTS = {f"ROOST_LISTEN_{face}": "127.0.0.1:0" for face in ("RESP", "HTTP", "GOSSIP")}
 
 
@@ -39,7 +40,7 @@ class Daemon:
         notify = home.parent / f"{home.name}.notify"
         notify.unlink(missing_ok=True)
         self._supervisor.bind(str(notify))
-        self._supervisor.settimeout(20)
+        self._supervisor.settimeout(PATIENT_S)
         self.log = home.parent / f"{home.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -69,7 +70,7 @@ class Daemon:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(PATIENT_S)
 
     def roost(self, *args: str, stdin: str | None = None, status: int = 0) -> Result:
         done = CliRunner().invoke(main, [*args, "--url", self.url], input=stdin)
@@ -141,7 +142,7 @@ def test_a_value_that_is_not_json_is_a_usage_error(daemon: Daemon) -> None:
 
 def test_a_ttl_ends_a_key(daemon: Daemon) -> None:
     daemon.roost("set", "model_router_weights:brief", "1", "--ttl", "200ms")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENT_S
     while daemon.roost("get", "model_router_weights:brief").stdout != "null\n":
         assert time.monotonic() < deadline, "the key outlives its ttl"
         time.sleep(0.05)
@@ -233,7 +234,7 @@ def test_watch(daemon: Daemon) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENT_S
     while watching.poll() is None:
         assert time.monotonic() < deadline, "the watch heard nothing"
         daemon.roost("set", "model_router_weights:w1", '{"a":1}')
@@ -300,7 +301,7 @@ def test_a_second_daemon_on_the_same_store_is_told(tmp_path: Path) -> None:
             env={**os.environ, **ANY_PORTS},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENT_S,
             check=False,
         )
         assert second.returncode == 1
@@ -320,7 +321,7 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
             env={**os.environ, **ANY_PORTS, "ROOST_LISTEN_HTTP": f"127.0.0.1:{port}"},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENT_S,
             check=False,
         )
     assert done.returncode == 1

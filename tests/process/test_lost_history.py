@@ -15,7 +15,7 @@ from roostd.store.identity import surroundings
 
 from .crowd import Ledger, burst
 from .faulty_daemon import Client
-from .node_kit import Node, alike, linked, neighbours, until
+from .node_kit import WAIT_S, Node, alike, linked, neighbours, until
 
 
 def put_back(prefix: Path, data: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_disk_that_lied(pair: tuple[Node, Node], tmp_path: Path, crashed: bool
         liar.daemon.kill()
     else:
         liar.daemon.process.send_signal(15)
-        assert liar.daemon.process.wait(20) == 0
+        assert liar.daemon.process.wait(WAIT_S) == 0
     data, prefix = liar.home / "data", tmp_path / "prefix"
     shutil.copytree(data, prefix)
     before = liar.actors.copy()

@@ -26,7 +26,7 @@ FLIPS = 5
 
 
 def cluster(region: Region) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{region.http_url}/v1/cluster", timeout=5) as answer:
+    with urllib.request.urlopen(f"{region.http_url}/v1/cluster", timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 
@@ -43,7 +43,7 @@ async def write(region: Region) -> dict[str, str]:
 
 
 async def agree(a: Region, b: Region) -> None:
-    for _ in range(200):
+    for _ in range(1_200):
         one, two = await asyncio.to_thread(cluster, a), await asyncio.to_thread(cluster, b)
         vectors = one["version_vector"] == two["version_vector"]
         if vectors and one["digest"] == two["digest"] and one["version_vector"]:
@@ -110,9 +110,9 @@ async def test_flipped_bits_are_mended_from_the_neighbour(start: Start, seed: in
             told = await daemons_answers(us, wanted)
             if seen == told == KEYS and not cluster(us)["store"]["suspect_buckets"]:
                 break
-            assert time.monotonic() - began < 60, (seen, told, cluster(us)["store"])
+            assert time.monotonic() - began < 300, (seen, told, cluster(us)["store"])
             await asyncio.sleep(0.1)
         while client.get(key := next(iter(wanted))).source != "mmap":
-            assert time.monotonic() - began < 60, f"{key} is not read from the file any more"
+            assert time.monotonic() - began < 300, f"{key} is not read from the file any more"
             await asyncio.sleep(0.1)
     await agree(eu, us)

@@ -18,11 +18,13 @@ from .speaker import Refused, Speaker, speaking
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NAMES = ("eu", "us", "ap")
+CALM = "[session]\ntakeover_after_ms = 30000\n"
+"""A busy machine is not taken for a lost region."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker() -> AsyncIterator[Speaker]:
-    async with speaking(Regions(NAMES)) as speaker:
+    async with speaking(Regions(NAMES, settings=CALM)) as speaker:
         yield speaker
 
 
@@ -190,9 +192,10 @@ async def test_tokens_that_are_not_good(speaker: Speaker) -> None:
     forged = base64.urlsafe_b64encode(json.dumps(other).encode()).decode().rstrip("=")
     unknown = base64.urlsafe_b64encode(b'{"alg":"EdDSA","kid":"nobody"}').decode().rstrip("=")
     none = base64.urlsafe_b64encode(b'{"alg":"none"}').decode().rstrip("=")
+    other_end = "AAAA" if signature[-4:-1] != "AAA" else "BBBA"
     bad = [
         f"{head}.{forged}.{signature}",
-        f"{head}.{payload}.{signature[:-4]}AAAA",
+        f"{head}.{payload}.{signature[:-4]}{other_end}",
         f"{unknown}.{payload}.{signature}",
         f"{none}.{payload}.",
         "nonsense",
@@ -222,7 +225,7 @@ async def test_what_is_too_large_is_refused_and_changes_nothing(speaker: Speaker
     big = await speaker.commit(third, "large", "y" * (7 << 20), token, turn_id="fits")
     assert big["turn"] == 2
     assert len((await speaker.texts(third, "large", big.token))[1]) == 7 << 20
-    assert (await speaker.cluster("eu"))["links"][0]["state"] == "up"
+    await speaker.linked()
 
 
 async def test_a_tool_call_steps_once_from_anywhere(speaker: Speaker) -> None:

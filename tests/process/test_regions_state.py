@@ -81,7 +81,7 @@ async def test_regions_in_a_line_converge_and_serve_each_other(start: Start) -> 
 
 
 async def reads(speaker: Speaker, token: str | None) -> bool:
-    return (
-        await speaker.texts("ap", "line", token) == ["one", "two"]
-        and (await speaker.commit("ap", "line", "three", token))["turn"] == 3
-    )
+    """Whether the turns are read; "three" may be there from an attempt whose answer was lost."""
+    return (await speaker.texts("ap", "line", token))[:2] == ["one", "two"] and (
+        await speaker.commit("ap", "line", "three", token)
+    )["turn"] == 3

@@ -20,6 +20,8 @@ from roostd.demo.regions import Regions
 from .conftest import Start
 from .faulty_daemon import POLICIES
 
+PATIENT_S = 120
+
 
 def roost(*args: str, status: int = 0) -> Any:
     done = CliRunner().invoke(main, [*args, "--json"])
@@ -33,7 +35,7 @@ async def region_status(regions: Regions, name: str) -> dict[str, Any]:
 
 async def settled(regions: Regions, *names: str) -> list[dict[str, Any]]:
     """Wait until all regions hold the same."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             found = [await region_status(regions, name) for name in names]
             vectors = [{a: h for a, h in one["version_vector"].items() if h} for one in found]
@@ -49,7 +51,10 @@ async def turn(session: aio.Session, text: str) -> None:
 
 async def served(url: str, token: str) -> list[str]:
     """The session's messages, once the node serves it."""
-    async with aio.connect(url, mmap=False, deadline_ms=5_000) as client, asyncio.timeout(20):
+    async with (
+        aio.connect(url, mmap=False, deadline_ms=30_000) as client,
+        asyncio.timeout(PATIENT_S),
+    ):
         while True:
             try:
                 session = await client.open(token)
@@ -57,6 +62,18 @@ async def served(url: str, token: str) -> list[str]:
                 return [message["content"] for message in turns.messages]
             except Unavailable:
                 await asyncio.sleep(0.1)
+
+
+async def standby_has(url: str, token: str, count: int) -> None:
+    """Wait until a node that is not the session's home holds so many messages of it itself."""
+    async with aio.connect(url, mmap=False, deadline_ms=30_000) as client:
+        session = await client.open(token)
+        async with asyncio.timeout(PATIENT_S):
+            while True:
+                turns = await session.turns()
+                if turns.served_by == "replica" and len(turns.messages) >= count:
+                    return
+                await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -88,7 +105,7 @@ async def test_beside_its_living_peer(start: Start, file: Path) -> None:
     regions = await begin(start)
     url = regions["eu"].url
     redis = Redis.from_url(url, decode_responses=True)
-    async with aio.connect(url, mmap=False, deadline_ms=5_000) as client:
+    async with aio.connect(url, mmap=False, deadline_ms=30_000) as client:
         for number in range(30):
             await redis.set(f"model_router_weights:{number}", "before")
             await redis.incr("visits:a")
@@ -117,7 +134,8 @@ async def test_beside_its_living_peer(start: Start, file: Path) -> None:
         await client.open(erased.token)
         await erased.erase()
         await settled(regions, "eu", "us")
-        await asyncio.sleep(0.3)  # the standby has the newest turns
+        await standby_has(regions["us"].url, kept.token, 7)
+        await standby_has(regions["us"].url, later.token, 1)
     await redis.aclose()
 
     await lose_and_restore(regions, file)
@@ -146,7 +164,7 @@ async def test_beside_its_living_peer(start: Start, file: Path) -> None:
     await there.aclose()
 
     assert await served(url, later.token) == ["a session of later"]
-    async with aio.connect(url, mmap=False, deadline_ms=5_000) as client:
+    async with aio.connect(url, mmap=False, deadline_ms=30_000) as client:
         with pytest.raises(NoSession, match="erased"):
             await client.open(erased.token)
         session = await client.open(kept.token)
@@ -160,17 +178,17 @@ async def test_no_session_is_served_before_the_neighbours_were_heard(
 ) -> None:
     regions = await begin(start)
     url = regions["eu"].url
-    async with aio.connect(url, mmap=False, deadline_ms=5_000) as client:
+    async with aio.connect(url, mmap=False, deadline_ms=30_000) as client:
         erased = await client.open()
         await turn(erased, "secret")
         await asyncio.to_thread(roost, "backup", str(file), "--url", url)
-        await asyncio.sleep(0.3)
+        await standby_has(regions["us"].url, erased.token, 1)
         receipts = await erased.erase()
         assert {receipt["node"] for receipt in receipts} == {"eu-1", "us-1"}
     await regions.kill("us")
     await lose_and_restore(regions, file)
     await regions.launch("eu")
-    async with aio.connect(url, mmap=False, deadline_ms=5_000) as client:
+    async with aio.connect(url, mmap=False, deadline_ms=30_000) as client:
         for _ in range(3):
             with pytest.raises(
                 Unavailable, match="restored from a backup and has not heard from us-1"
@@ -185,7 +203,7 @@ async def test_no_session_is_served_before_the_neighbours_were_heard(
         with pytest.raises(Unavailable, match="us-1"):
             await client.open(erased.token)
         await regions.launch("us")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENT_S):
             while True:
                 try:
                     opened = await client.open()

@@ -19,6 +19,9 @@ from roostd.demo.regions import Region, Regions
 
 from .conftest import Start
 
+PATIENT_S = 120
+PIPED = 500
+"""Commands of a pipeline: so many round trips of 80 ms take far longer than any machine does."""
 POLICIES = """
 [orders]
 readers = "cross-session"
@@ -45,7 +48,7 @@ def http(region: Region, key: str, body: dict[str, Any], method: str = "PUT") ->
         headers={"content-type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -54,7 +57,7 @@ def http(region: Region, key: str, body: dict[str, Any], method: str = "PUT") ->
 async def linked(regions: Regions) -> None:
     """Wait until the first region's writes find a standby."""
     client = Redis.from_url(regions["eu"].url)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             try:
                 await client.set("orders:link", "1")
@@ -83,11 +86,12 @@ async def test_an_acknowledged_write_outlives_the_writers_store(start: Start) ->
     assert one_ms >= 70, f"{one_ms:.0f} ms: no round trip to the other region (80 ms) was waited"
 
     pipe = client.pipeline(transaction=False)
-    for number in range(100):
+    for number in range(PIPED):
         pipe.set(f"orders:p{number}", str(number))
     began = time.monotonic()
     await pipe.execute()
-    assert time.monotonic() - began < 5, "each command of a pipeline waits for itself"
+    took_ms = (time.monotonic() - began) * 1000
+    assert took_ms < PIPED * 80 / 2, "each command of a pipeline waits for itself"
 
     async with client.pipeline(transaction=True) as transaction:
         transaction.set("orders:tx", "both")
@@ -109,7 +113,9 @@ async def test_an_acknowledged_write_outlives_the_writers_store(start: Start) ->
     assert await other.get("orders:sdk") == "app"
     assert await other.get("orders:tx") == "both"
     assert await other.hget("notes:tx", "a") == "b"
-    assert await other.mget([f"orders:p{n}" for n in range(100)]) == [str(n) for n in range(100)]
+    assert await other.mget([f"orders:p{n}" for n in range(PIPED)]) == [
+        str(n) for n in range(PIPED)
+    ]
     assert await other.get("visits:all") == "57"
     await other.aclose()
 
@@ -158,7 +164,7 @@ async def test_without_a_standby_it_is_refused_or_unknown_within_the_deadline(st
     assert await client.get("orders:2") == "two"
 
     # Once the neighbour is known to be down, nothing is written at all.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT_S):
         while True:
             status, body = await asyncio.to_thread(http, eu, "orders:3", {"value": "three"})
             if body["code"] == "UNAVAILABLE":
