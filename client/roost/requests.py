@@ -93,8 +93,11 @@ def lost(request: Request[Any], address: Address, error: BaseException) -> Roost
 
 def refused(address: Address, error: BaseException) -> RoostError:
     """The error for a connection that could not be opened: nothing was sent."""
+    hint = "is roostd running there?"
+    if isinstance(error, PermissionError):
+        hint = "who may connect is decided by the socket's owner, group and mode"
     return Unavailable(
-        f"no daemon answers at {address} ({error}); is roostd running there?",
+        f"no daemon answers at {address} ({error}); {hint}",
         retry_after_ms=RETRY_AFTER_MS,
         connected=False,
     )

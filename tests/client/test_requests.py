@@ -228,3 +228,10 @@ def test_all_requests_encode() -> None:
     ):
         assert encode(request.commands).startswith(b"*")
         assert isinstance(requests.lost(request, ADDRESS, OSError("x")), RoostError)
+
+
+def test_a_socket_that_may_not_be_used_is_told_from_one_that_nobody_serves() -> None:
+    assert "is roostd running there?" in requests.refused(ADDRESS, FileNotFoundError()).message
+    denied = requests.refused(ADDRESS, PermissionError(13, "Permission denied")).message
+    assert "Permission denied" in denied
+    assert denied.endswith("decided by the socket's owner, group and mode")

@@ -229,6 +229,7 @@ def test_a_backup_replaces_a_backup_and_nothing_else(tmp_path: Path) -> None:
         roost("backup", name, status=2)
     assert pipe.is_fifo()
     assert Path("/dev/null").is_char_device()
+    assert "File name too long" in roost("backup", tmp_path / ("n" * 300), status=1).stderr
     (tmp_path / "g.partial").symlink_to(other)
     roost("backup", tmp_path / "g", status=1)
     assert other.read_text() == "[node]"

@@ -47,9 +47,10 @@ def test_a_jump_that_neighbours_confirm_is_followed(caplog: pytest.LogCaptureFix
     assert len(caplog.records) == 2
 
 
-def test_a_node_alone_follows_its_machine() -> None:
+def test_a_node_alone_follows_its_machine(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine()
     clock = machine.clock(0)
     machine.wall_ms += 90 * 86_400_000
     clock.tick([])
     assert clock.now_ms() == machine.wall_ms
+    assert "as there are no neighbours" in caplog.records[-1].getMessage()

@@ -45,7 +45,8 @@ def _status(out: Console, found: dict[str, Any]) -> None:
 
 def _line(value: Any) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{name} {_line(part)}" for name, part in value.items()) or "-"
+        told = {name: part for name, part in value.items() if part != ""}
+        return "  ".join(f"{name} {_line(part)}" for name, part in told.items()) or "-"
     if isinstance(value, list):
         return ", ".join(map(_line, value)) or "-"
     if isinstance(value, float):

@@ -66,12 +66,12 @@ def backup(daemon: Daemon, file: Path) -> None:
     FILE appears whole or not at all; a backup that is there already is replaced then. It shows
     the store as of one log entry, holds every tenant's data, and only its owner may read it.
     """
-    if file.name in ("", "-") or (file.exists() and not file.is_file()):
-        raise click.UsageError(
-            f"FILE is {str(file)!r}: a backup is put into the place of a file; give it a name"
-        )
-    aside = file.with_name(file.name + ".partial")
     with _failures(daemon.as_json):
+        if file.name in ("", "-") or (file.exists() and not file.is_file()):
+            raise click.UsageError(
+                f"FILE is {str(file)!r}: a backup is put into the place of a file; give it a name"
+            )
+        aside = file.with_name(file.name + ".partial")
         _refuse_other_files(file)
     with _failures(daemon.as_json), _held(aside) as fd:
         progress = Progress(daemon.as_json)

@@ -51,7 +51,10 @@ class Clock:
         self.now_ms()
         jumped_ms = self._clock.jumped_ms
         if self._clock.confirm(neighbours, self._expected):
-            log.warning("the clock moved by %+d ms, as the neighbours' clocks confirm", jumped_ms)
+            why = "as the neighbours' clocks confirm"
+            if not neighbours:
+                why = "which is followed at once as there are no neighbours"
+            log.warning("the clock moved by %+d ms, %s", jumped_ms, why)
             self._said = False
             self._read = (-1, 0)
         elif jumped_ms and not self._said:
