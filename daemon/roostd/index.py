@@ -45,7 +45,7 @@ from roostd.environment import (
     fill_lock_file,
     is_disk_error,
 )
-from roostd.sealing import KIND_NAMES, Writes, sealed_pairs, unsealed
+from roostd.sealing import KIND_NAMES, Writes, name_before, sealed_pairs, unsealed
 
 SCHEMA = 2
 """1: pairs without checksums (roostd.store.upgrading)."""
@@ -256,6 +256,17 @@ class Index(Environment):
                     damaged.append(key)
                 start = key + b"\0"
         return damaged, total - found
+
+    def rename_damaged(self, kind: int, key: bytes) -> bool:
+        """Put a damaged pair under the name again that it had before a bit of it turned; False if
+        that was not so."""
+        with self._reading, self._env.begin(db=self._kinds[kind]) as txn:
+            stored = txn.get(key) or b""
+            name = name_before(kind, key, stored)
+            if name is None or txn.get(name) is not None:
+                return False
+        self.write_stored({kind: sorted([(key, None), (name, stored)])})
+        return True
 
     def rewrite(self, kind: int, pairs: list[tuple[bytes, bytes]]) -> None:
         """Put a kind's database together anew, of these pairs (in key order) alone."""

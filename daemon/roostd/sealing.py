@@ -26,6 +26,8 @@ PLAIN_META = frozenset(b"schema store_id applied_seq pid_ns policies suspect".sp
 while there is `suspect` rows are missing (roostd.store.suspects)."""
 _CRC = Struct(">I")
 
+_TURNED_BYTES_MAX = 64 << 10
+
 Writes = Iterable[tuple[bytes, bytes | None]]
 """Key and value in key order; None deletes."""
 
@@ -64,3 +66,17 @@ def unsealed(path: Path, kind: int, key: bytes, stored: bytes) -> bytes:
     if len(stored) < _CRC.size or _CRC.unpack_from(stored)[0] != _crc_of(kind, key, value):
         raise DamagedPair(path, kind, key)
     return value
+
+
+def name_before(kind: int, key: bytes, stored: bytes) -> bytes | None:
+    """The name under which a damaged pair was put, if one bit of it has turned since: the checksum
+    tells. None if it is none of those, or the value is too large to try."""
+    if not _CRC.size < len(stored) <= _TURNED_BYTES_MAX:
+        return None
+    due, value = _CRC.unpack_from(stored)[0], stored[_CRC.size :]
+    for at in range(len(key)):
+        for bit in range(8):
+            name = key[:at] + bytes([key[at] ^ 1 << bit]) + key[at + 1 :]
+            if _crc_of(kind, name, value) == due:
+                return name
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +15,10 @@ from store_kit import LIMITS, Stores, applied, brief, incr, put, root_of, value
 from roost_crdt import logformat
 from roost_crdt.errors import CorruptData, Full
 from roost_crdt.logformat import KIND_META, KIND_OUTBOX, KIND_SESSION, KIND_SPEND
-from roostd import segments
+from roostd import pages, segments
 from roostd.index import Index
-from roostd.sealing import KIND_NAMES, DamagedPair
-from roostd.store import Store, check
+from roostd.sealing import KIND_NAMES, DamagedPair, sealed_pairs
+from roostd.store import Store, check, repair
 from roostd.store.applier import Applier
 from roostd.store.sums import group_name
 
@@ -47,6 +49,17 @@ def settle(store: Store, done: Callable[[], bool]) -> None:
         time.sleep(0.002)
     store.flush()
     applied(store)
+
+
+def turn(path: Path, kind: int, key: bytes) -> bytes:
+    """Another bit in the name of a pair; its new one."""
+    index = Index(path / "index", 16 << 20)
+    stored = dict(index.stored_after(kind, b"", 1 << 20, 1 << 30)[0])
+    name = key[:-1] + bytes([key[-1] ^ 4])
+    index.write_stored({kind: [(key, None), (name, stored[key])]})
+    assert index.get(kind, key) is None
+    index.close()
+    return name
 
 
 KINDS = (KIND_SESSION, KIND_SPEND, KIND_OUTBOX, KIND_META)
@@ -84,6 +97,73 @@ def test_they_come_back_from_the_log(stores: Stores, limits: object) -> None:
     assert not store.mender.lost.gone
     store.close()
     assert check(store._path).problems == []
+
+
+def test_a_start_finds_the_name_that_a_pair_had(stores: Stores) -> None:
+    """The log does not hold it any more."""
+    store = trimmed(stores)
+    name = turn(store._path, KIND_SESSION, b"old")
+    store = stores.open(size_max=1 << 20, log_retention=64 << 10)
+    assert store.get(KIND_SESSION, b"old") == b"value"
+    assert store.get(KIND_SESSION, name) is None
+    assert store.mender.lost.mended == 1
+    assert store.mender.problem == ""
+
+
+@pytest.mark.parametrize("name", [b"vv", b"head", b"position", b"actor"])
+def test_a_store_without_one_of_its_own_names_is_refused_and_repaired(
+    stores: Stores, name: bytes
+) -> None:
+    store = stores.open()
+    filled(store)
+    store.close()
+    turn(store._path, KIND_META, name)
+    with pytest.raises(CorruptData, match=f"no {name.decode()} in meta; run: roost check DIR --re"):
+        stores.open()
+    assert check(store._path).problems
+    repair(store._path, os.urandom)
+    assert check(store._path).problems == []
+    store = stores.open()
+    assert value(store, b"k:7") == b"v"
+    assert store.get(KIND_SPEND, b"one") == b"19"
+
+
+def test_a_page_that_hides_pairs_is_refused_and_repaired(stores: Stores) -> None:
+    """LMDB would find neither them nor the damage."""
+    store = stores.open()
+    filled(store)
+    store.close()
+    data = store._path / "index" / "data.mdb"
+    at = leaf_of(data, b"two:7", sealed(KIND_SPEND, b"two:7", b"x" * 100)) * pages.PAGE_BYTES
+    raw = bytearray(data.read_bytes())
+    raw[at + 18] ^= 0x40  # where the second entry begins
+    data.write_bytes(raw)
+    with pytest.raises(CorruptData, match=r"page \d+ .*entries of spend are lost; run: roost check"):
+        stores.open()
+    repair(store._path, os.urandom)
+    assert check(store._path).problems == []
+    store = stores.open()
+    for number in range(20):
+        assert store.get(KIND_SPEND, b"two:%d" % number) == b"x" * 100
+
+
+def leaf_of(data: Path, key: bytes, stored: bytes) -> int:
+    """The page that holds an entry."""
+    free = set(pages.free_pages(data))
+    with pages.PageFile(data) as file:
+        for page in set(range(2, file.page_count)) - free:
+            raw = file.read(page)
+            with contextlib.suppress(CorruptData):
+                for place in file.places(page, raw, pages.LEAF):
+                    if file.leaf(page, raw, place)[:2] == (key, stored):
+                        return page
+    raise AssertionError(key)
+
+
+def sealed(kind: int, key: bytes, value: bytes) -> bytes:
+    ((_, stored),) = sealed_pairs(kind, [(key, value)])
+    assert stored is not None
+    return stored
 
 
 def trimmed(stores: Stores) -> Store:

@@ -69,9 +69,8 @@ def test_a_bit_in_every_page_of_the_index(tmp_path: Path, monkeypatch: pytest.Mo
     mended = [text for _, text in found if "-> " in text]
     assert [text for text in mended if "-> all" not in text and "-> not this" not in text] == []
     assert any("-> all" in text for text in mended)
-    # A name whose bits turned is not found under the old one: only a check of all rows tells.
-    # LMDB itself ends the process at some pages. Both are rare, and no other value is served.
-    assert tally["noticed"] + tally["died"] <= len(flips) // 40 + 8
+    # LMDB itself ends the process at some pages. Rare, and no other value is served.
+    assert tally["noticed"] + tally["died"] <= len(flips) // 200 + 3
     for flip, text in found:
         if text.startswith("refused"):
             assert "roost check DIR --repair" in text or "this release reads" in text, (flip, text)

@@ -90,11 +90,14 @@ class Mender:
 
     def mend_pairs(self, forget: Forget) -> None:
         """Look at all pairs of an index whose pages are right before anybody reads them: damaged
-        ones are put again from the log, or removed as `forget` says."""
+        ones are put under their names again, or again from the log, or removed as `forget` says."""
         index, lost = self._state.index, self.lost
         for kind in KEY_VALUE_KINDS:
             for key in index.damaged_pairs(kind)[0]:
-                self._state.met(kind, key)
+                if index.rename_damaged(kind, key):
+                    lost.mended += 1
+                else:
+                    self._state.met(kind, key)
         while lost.step(lambda kind, items: index.write((), {kind: sorted(items.items())})):
             pass
         for kind, key in list(lost.gone):

@@ -271,6 +271,9 @@ def applied_of(path: Path, index: Index) -> tuple[Applied, dict[int, int]]:
     if applied != _required(path, index, b"applied_seq"):
         raise CorruptData(f"{path}: applied_seq in the index is damaged; {REPAIR}")
     seq = int.from_bytes(applied, "big")
+    if seq:
+        for name in (b"vv", b"head", b"position"):  # they come with the first transaction
+            _required(path, index, name)
     stored = _decoded(path, index, b"vv", dict[int, int]) or {}
     vv = {actor: hlc for actor, hlc in stored.items() if hlc}
     head = _decoded(path, index, b"head", tuple[int, int, bytes])

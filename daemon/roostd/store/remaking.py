@@ -3,7 +3,7 @@
 A start does it by itself where only rows can be lost: everything else is there to the last entry.
 Identity, log and version vector stay; the buckets whose sums the rows that are left do not have are
 suspect from then on (roostd.store.suspects), and mended from the log and the neighbours. Where more
-is damaged the start goes on as if nothing had been tried, and is refused with the command.
+is damaged the start is refused with the command.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from roost_crdt.errors import CorruptData
 from roost_crdt.rows.layout import split_row_key, unseal
 from roostd import pages, segments
 from roostd.index import SCHEMA, Index, u64
+from roostd.logrecovery import REPAIR
 from roostd.sealing import KIND_NAMES, PLAIN_META, sealed_pairs
 from roostd.store import suspects
 from roostd.store.identity import surroundings
@@ -34,7 +35,8 @@ Progress = Callable[[str, int, int], None]
 
 def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> tuple[str, bool]:
     """Look at the pages of an index that is small enough, or that a scrub found damaged; what was
-    done about them ("" for nothing), and whether all of them are known to be right now."""
+    done about them ("" for nothing), and whether all of them are known to be right now. CorruptData
+    if more than rows is lost."""
     if not (path / "index").exists() and (path / SALVAGED).exists():
         (path / SALVAGED).rename(path / "index")  # killed between two renames
         segments.sync_directory(path)
@@ -54,9 +56,9 @@ def remake_if_damaged(path: Path, size_max: int, check_bytes: int) -> tuple[str,
     if problems:
         try:
             done = _remake(path, data, size_max)
-        except CorruptData:
+        except CorruptData as exc:
             shutil.rmtree(path / _SALVAGING, ignore_errors=True)
-            return "", False
+            raise CorruptData(f"{problems[0]}; {exc}; {REPAIR}") from exc
         done = f"{problems[0]}; {done}"
     wanted.unlink(missing_ok=True)
     return done, True

@@ -256,6 +256,9 @@ def _name(path: Path, index: Index, random_bytes: Callable[[int], bytes]) -> Non
         (b"secret", log_secret),
         (b"log_id", random_bytes(16)),
         (b"applied", u64(0)),
+        (b"vv", msgspec.msgpack.encode({})),
+        (b"head", msgspec.msgpack.encode((0, 0, logformat.CHAIN_START))),
+        (b"position", msgspec.msgpack.encode((0, 0))),
     ):
         meta[name] = index.meta(name) or value
     meta[b"applied_seq"] = meta[b"applied"]
