@@ -138,7 +138,7 @@ def test_a_page_that_hides_pairs_is_refused_and_repaired(stores: Stores) -> None
     raw = bytearray(data.read_bytes())
     raw[at + 18] ^= 0x40  # where the second entry begins
     data.write_bytes(raw)
-    with pytest.raises(CorruptData, match=r"page \d+ .*entries of spend are lost; run: roost check"):
+    with pytest.raises(CorruptData, match=r"page \d+ .*entries of spend are lost; run: roost"):
         stores.open()
     repair(store._path, os.urandom)
     assert check(store._path).problems == []
