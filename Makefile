@@ -15,9 +15,16 @@ COMPILED_TESTS ?= tests/test_compiled.py tests/crdt/fuzz $(wildcard tests/daemon
 	tests/process/test_kill.py
 VENV := .venv
 BIN := $(VENV)/bin
+# Seconds for one test: machines may be slow, and their disks stand still at times.
+TIMEOUT ?= 300
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
 RUN_STAMP := $(VENV)/.run-$(HASH)
 TEST_STAMP := $(VENV)/.test-$(HASH)
+
+# Sets are gone through in one order: a red build is a change of the code.
+ifeq ($(CI),true)
+export PYTHONHASHSEED := 0
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit process simulate compiled soak coverage mutants clean
@@ -44,7 +51,7 @@ types: $(TEST_STAMP)
 	$(BIN)/basedpyright
 
 unit: $(TEST_STAMP)
-	$(BIN)/pytest -q -n $(WORKERS) --ignore=tests/process $(TESTS)
+	$(BIN)/pytest -q -n $(WORKERS) --timeout=$(TIMEOUT) --ignore=tests/process $(TESTS)
 
 process: $(TEST_STAMP)
 	$(BIN)/pytest -q tests/process --ignore=tests/process/test_regions_faults.py $(TESTS)
@@ -61,7 +68,7 @@ compiled: $(TEST_STAMP)
 	rm -rf build/wheel build/compiled; \
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/python -m hatchling build -t wheel -d build/wheel; \
 	$(BIN)/python -m zipfile -e build/wheel/*.whl build/compiled; \
-	PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -q -n $(WORKERS) -o pythonpath=tests \
+	PYTHONPATH=$(CURDIR)/build/compiled $(BIN)/pytest -q -n $(WORKERS) --timeout=$(TIMEOUT) -o pythonpath=tests \
 		-m 'not interpreted' $(COMPILED_TESTS)
 
 # Hours, not minutes: before a release.

@@ -8,6 +8,7 @@ carries the target, the number and the hex of its input as a note: the hex alone
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -262,6 +263,8 @@ def throw(
         check(seed)
     mutator = Mutator(seeds, random=Random(f"{SEED}:{target}"), tokens=tokens, tree=tree)
     accepted = refused = 0
+    slowest_s = 0.0
+    gc.freeze()  # what other tests have left is not gone through on an input's time
     raw, why = b"", "-"
     try:
         while accepted + refused < inputs(target):
@@ -275,12 +278,15 @@ def throw(
                 refused += 1
             assert why, "a refusal says why"
             took_s = time.thread_time() - began_s
+            slowest_s = max(slowest_s, took_s)
             assert took_s < INPUT_CPU_S_MAX, f"one input took {took_s:.1f} s"
     except BaseException as fault:  # a hang that pytest-timeout ends is no Exception
         number = accepted + refused
         fault.add_note(f"target {target!r}, input {number}: bytes.fromhex({raw.hex()!r})")
         raise
-    print(f"{target}: {accepted} taken, {refused} refused")
+    finally:
+        gc.unfreeze()
+    print(f"{target}: {accepted} taken, {refused} refused, slowest {slowest_s:.3f} s")
     assert refused > accepted // 100
     assert accepted or not accepts or inputs(target) < 1_000
     return Tally(accepted, refused)

@@ -25,7 +25,7 @@ def run_as_outsider(place: Path, source: str) -> subprocess.CompletedProcess[str
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["--hypothesis-seed=0", "test_toy.py"]
     return subprocess.run(
-        command, cwd=place, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=place, capture_output=True, text=True, timeout=280, check=False
     )
 
 

@@ -45,10 +45,17 @@ async def test_home_and_standby_both_lose_it(tmp_path: Path) -> None:
         token = await speak(a)
         await until(lambda: all(SECRET in logged(file) for file in files.values()))
         assert a.cluster()["store"]["erasing"] == 0
+        mark, marked = a.shelf.before_erasure, list[int]()
+
+        def noted(sid: str) -> None:
+            mark(sid)
+            marked.append(a.cluster()["store"]["erasing"])
+
+        a.shelf.before_erasure = noted
         receipts = await a.sessions.erase(SID, token)
         assert {receipt["node"] for receipt in receipts} == {"a", "b"}
         assert all(receipt["held"] for receipt in receipts)
-        assert a.cluster()["store"]["erasing"] == 1
+        assert marked == [1]
         await until(lambda: not any(n.cluster()["store"]["erasing"] for n in (a, b)))
         assert not any(SECRET in everything(file) for file in files.values())
         assert a.cluster()["store"]["erasing_problem"] == ""

@@ -101,7 +101,7 @@ async def test_a_session_comes_back_from_its_other_node(
     async with cluster(files) as nodes:
         a, b = nodes.values()
         await until(lambda: linked(a, b))
-        await until(lambda: not nodes[hurt].store.mender.lost.gone, 20)
+        await until(lambda: not nodes[hurt].store.mender.lost.gone)
         await until(lambda: all(node.shelf.table.head(SID) is not None for node in (a, b)))
 
         async def served(node: Node) -> Any:
@@ -156,7 +156,7 @@ async def test_what_is_in_memory_is_stored_again(
             a.shelf.table.document(SID)
         with pytest.raises(CorruptData):
             a.shelf.table.head(SID)
-        await until(lambda: a.store.mender.lost.mended >= 2 and not a.store.mender.lost.gone, 20)
+        await until(lambda: a.store.mender.lost.mended >= 2 and not a.store.mender.lost.gone)
         assert await turns(a, token) == said
         monkeypatch.undo()
     assert check(files["a"].parent / "data").problems == []
@@ -225,5 +225,5 @@ async def test_spends_in_memory_are_stored_again(
                 index.write_stored({KIND_SPEND: [(key, raw[:-1] + bytes([raw[-1] ^ 1]))]})
                 with pytest.raises(CorruptData):
                     a.store.get(KIND_SPEND, key)
-        await until(lambda: a.store.mender.lost.mended >= 2 and not a.store.mender.lost.gone, 20)
+        await until(lambda: a.store.mender.lost.mended >= 2 and not a.store.mender.lost.gone)
         assert {key: a.store.get(KIND_SPEND, key) for key in before} == before

@@ -94,7 +94,7 @@ async def come_back(
         right()
         a = await start(files["a"])
         nodes.append(a)
-        await until(lambda: right() and same(a, b) and not b.store.suspects.buckets, 30)
+        await until(lambda: right() and same(a, b) and not b.store.suspects.buckets)
         assert a.store.digest()[1] == b.store.digest()[1]
     finally:
         for node in nodes:
@@ -218,7 +218,7 @@ async def test_what_the_store_refuses_is_fetched_again(
         monkeypatch.setattr(b.store, "accept_rows", full)
         monkeypatch.setattr(type(b.mending), "_read_log", lambda self: True)
         a = await start(files["a"])
-        await until(lambda: not b.store.suspects.buckets, 30)
+        await until(lambda: not b.store.suspects.buckets)
         assert refused == [0]
         assert shown(b) == whole
     finally:
@@ -292,9 +292,9 @@ async def test_no_snapshot_is_sent_before_the_rows_are_back(
         assert b.gossip.replica.peers["c"].snapshot_out is not None
         assert writer not in c.store.vv, "it claims to hold what it was not sent"
         nodes["a"] = await start(files["a"])
-        await until(lambda: not b.store.suspects.buckets, 30)
+        await until(lambda: not b.store.suspects.buckets)
         monkeypatch.undo()
-        await until(lambda: same(b, c) and len(shown(c)) == len(reads(c)), 30)
+        await until(lambda: same(b, c) and len(shown(c)) == len(reads(c)))
         assert shown(c) == whole
 
 

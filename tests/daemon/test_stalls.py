@@ -19,6 +19,23 @@ from roost_crdt.frames import Frame, Records, decode_frame
 STALL_MS = 250
 SLOW = float(os.environ.get("ROOST_TEST_SLOW", "2"))
 """Other processes have the CPU too, and both nodes run in one loop."""
+REFERENCE_MS = 30.0
+"""What `reference_ms` takes on the machine that STALL_MS is said of."""
+
+
+def reference_ms() -> float:
+    """CPU of work that does not change, on this machine, as it is now."""
+    began = time.thread_time()
+    kept: dict[bytes, tuple[int, bytes]] = {}
+    for number in range(60_000):
+        name = b"%d" % (number * 7_919 % 10_007)
+        kept[name] = (number, kept.get(name, (0, b""))[1][-8:] + name)
+    return (time.thread_time() - began) * 1000
+
+
+def stall_ms() -> float:
+    """How long a turn of the loop may last on this machine."""
+    return STALL_MS * SLOW * max(1.0, reference_ms() / REFERENCE_MS)
 
 
 @asynccontextmanager
@@ -70,11 +87,11 @@ async def test_who_comes_back_catches_up_in_small_parts(
 
         monkeypatch.setattr(type(replica), "receive", note)
         async with watched() as turns:
-            await until(lambda: b.store.vv.get(a.store.actor) == a.store.vv[a.store.actor], 60)
+            await until(lambda: b.store.vv.get(a.store.actor) == a.store.vv[a.store.actor])
     assert len(frames) > 4, "it came in one"
     assert max(frames) < 4_000
     print("CPU ms", turns[:3])
-    assert turns[0] < STALL_MS * SLOW, turns[:5]
+    assert turns[0] < stall_ms(), turns[:5]
 
 
 async def test_a_transaction_of_too_many_rows_is_refused(tmp_path: Path) -> None:
@@ -94,7 +111,7 @@ async def test_a_transaction_of_too_many_rows_is_refused(tmp_path: Path) -> None
             add(3)
             await asyncio.sleep(0.01)
         print("CPU ms", turns[:3])
-        assert turns[0] < STALL_MS * SLOW, turns[:5]
+        assert turns[0] < stall_ms(), turns[:5]
         assert len(keys.members(b"set:2")) == 1_000
 
 
@@ -134,7 +151,7 @@ async def test_the_largest_update_of_a_document_is_taken_in_time(tmp_path: Path)
             assert node.keys.doc_put(b"doc:big", yjs.get_update(), "somebody")
             await asyncio.sleep(0.01)
         print("CPU ms", turns[:3])
-        assert turns[0] < STALL_MS * SLOW, turns[:5]
+        assert turns[0] < stall_ms(), turns[:5]
         items.insert(0, 1)
         for number in range(3):
             items.insert(0, number)

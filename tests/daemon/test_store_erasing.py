@@ -53,7 +53,7 @@ def erase(store: Store) -> None:
 
 def settle(store: Store, done: Callable[[Store], bool] | None = None) -> None:
     """Let the store go on as its node does until nothing is left to erase."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while store.erasing.waiting if done is None else not done(store):
         assert time.monotonic() < deadline, (store.erasing.waiting, store.erasing.problem)
         store.look_after()

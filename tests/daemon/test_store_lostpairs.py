@@ -39,7 +39,7 @@ def damage(path: Path, kind: int, *keys: bytes) -> None:
 
 
 def settle(store: Store, done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline, store.mender.problem
         store.look_after()

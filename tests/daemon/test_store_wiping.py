@@ -86,7 +86,7 @@ class Talk:
         self.store.flush()
 
     def settle(self, done: Callable[[Store], bool] | None = None, *, talking: bool = False) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         store = self.store
         while store.erasing.waiting if done is None else not done(store):
             assert time.monotonic() < deadline, (store.erasing.waiting, store.erasing.problem)

@@ -74,7 +74,7 @@ def expected(steps: int) -> Items:
 
 
 def settle(store: Store) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while store.erasing.waiting:
         assert time.monotonic() < deadline, store.erasing.problem
         store.look_after()
