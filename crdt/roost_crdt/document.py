@@ -448,27 +448,26 @@ def written(updates: Sequence[bytes]) -> dict[int, list[Range]]:
 
 
 class Rehearsal(NamedTuple):
-    """What an update would do to a document. State vectors: client -> clocks held."""
+    """What an update would do to a document. State vectors: client -> clocks held. `news`: the
+    update without structs that are held already; `known`: an update of all that is deleted."""
 
     before: dict[int, int]
     after: dict[int, int]
     news: bytes
-    """The update without what is held already."""
+    known: bytes
 
 
 def rehearse(held: bytes, update: bytes) -> Rehearsal:
-    """Apply an update to a scratch copy of any document. Raises CorruptData.
-
-    The caller has bounded how deep both are nested: too deep overflows the stack.
-    """
+    """Apply an update to a scratch copy of any document. Raises CorruptData. The caller has bounded
+    how deep both are nested: too deep overflows the stack."""
     with Guard(None):
         scratch: pycrdt.Doc[pycrdt.Map[bytes]] = pycrdt.Doc(client_id=0)
         scratch.apply_update(held)
         before = scratch.get_state()
         scratch.apply_update(update)
         after = scratch.get_state()
-        news = pycrdt.get_update(update, before)
-    return Rehearsal(read_state_vector(before), read_state_vector(after), news)
+        news, known = (pycrdt.get_update(one, before) for one in (update, held))
+    return Rehearsal(read_state_vector(before), read_state_vector(after), news, known)
 
 
 def check_update(update: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, bytes]:

@@ -21,8 +21,14 @@ from roost_crdt.errors import BadRequest, CorruptData, NoPerm, TooLarge, Unavail
 from roost_crdt.limits import DEFAULT_LIMITS, Limits
 from roost_crdt.rows import Rows, doc
 from roost_crdt.rows.layout import TAG_DOC, hash_of
-from roost_crdt.yplaces import covers, runs_by_client
-from roost_crdt.ystructs import Structs, TooManyStructs, check_depth, read_structs
+from roost_crdt.yplaces import beyond, covers, runs_by_client
+from roost_crdt.ystructs import (
+    Structs,
+    TooManyStructs,
+    check_depth,
+    delete_update,
+    read_structs,
+)
 from roost_crdt.yupdate import Range
 
 TYPE_BYTES_MAX = 16_000
@@ -49,7 +55,8 @@ def admit(
     if len(update) + size > limits.doc_bytes_max:
         raise TooLarge(
             f"a document of {size} bytes cannot take an update of {len(update)} "
-            f"(bound {limits.doc_bytes_max})"
+            f"(bound {limits.doc_bytes_max}); what its updates have deleted counts too: DEL it and "
+            "begin it again with a new Y.Doc"
         )
     try:
         structs = read_structs(update, limits.doc_structs_max)
@@ -81,7 +88,19 @@ def admit(
     _check_deletes(structs.deletes, tried.after, held)
     if not moved and _all_deleted(structs.deletes, held):
         return b""
-    return tried.news
+    return _fresh(tried)
+
+
+def _fresh(tried: document.Rehearsal) -> bytes:
+    """The news without deletions that are known here: a client that sends the difference to a state
+    vector sends all deletions there ever were, each time."""
+    structs = read_structs(tried.news)
+    known = runs_by_client(read_structs(tried.known).deletes) if structs.deletes else {}
+    fresh = list(beyond(structs.deletes, known))
+    if fresh == structs.deletes:
+        return tried.news
+    # An update ends with its deletions; one of them alone begins with a 0, for no structs.
+    return tried.news[: structs.deletes_at] + delete_update(runs_by_client(fresh))[1:]
 
 
 def _all_deleted(deletes: Sequence[Range], held: bytes) -> bool:

@@ -7,7 +7,7 @@ delete a write-once entry, which fields does it change) before pycrdt sees it.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from roost_crdt.yupdate import Contents, Item, Overwrite, Range
 
@@ -31,6 +31,21 @@ def covers(runs: Sequence[Range], clock: int) -> bool:
     """Whether `clock` lies in one of the runs, which are in order."""
     at = bisect_right(runs, clock, key=_start)
     return at > 0 and clock < runs[at - 1].end
+
+
+def beyond(runs: Iterable[Range], known: Mapping[int, Sequence[Range]]) -> Iterator[Range]:
+    """What of these runs is in none of `known`, as `runs_by_client` gives them."""
+    for client, start, end in runs:
+        there = known.get(client, ())
+        at = bisect_right(there, start, key=_start)
+        for run in there[max(at - 1, 0) :]:
+            if run.start >= end:
+                break
+            if start < run.start:
+                yield Range(client, start, run.start)
+            start = max(start, run.end)
+        if start < end:
+            yield Range(client, start, end)
 
 
 def _start(run: Range) -> int:

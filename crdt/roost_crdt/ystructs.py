@@ -52,6 +52,8 @@ class Structs:
 
     ranges: list[Range] = field(default_factory=list)
     """Clocks of items and garbage, in runs without holes."""
+    deletes_at: int = field(default=0, compare=False)
+    """Where the update's deletions begin."""
     deletes: list[Range] = field(default_factory=list)
     starts: dict[int, list[int]] = field(default_factory=dict)
     """Client -> first clock of each item that is not garbage."""
@@ -91,6 +93,7 @@ def read_structs(raw: bytes, count_max: int = CLOCK_MAX) -> Structs:
                 start = clock if hole else start
             if start < clock:
                 found.ranges.append(Range(client, start, clock))
+        found.deletes_at = reader.at
         _deletes(reader, found)
     except (IndexError, UnicodeDecodeError) as error:
         raise CorruptData("a Yjs update is cut short or garbled") from error

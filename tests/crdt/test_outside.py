@@ -187,3 +187,28 @@ def test_an_update_of_too_many_changes_is_refused_by_its_bound() -> None:
     with pytest.raises(TooLarge, match=r"at most 29 changes \(structs\); send it in several"):
         admit({}, yjs.get_update(), 1, ANN, Limits(doc_structs_max=29))
     assert admit({}, yjs.get_update(), 1, ANN, Limits(doc_structs_max=30))
+
+
+def test_deletions_that_are_known_are_not_kept_again() -> None:
+    """Whoever sends differences to a state vector sends all deletions there ever were."""
+    yjs = _client(7)
+    cells = yjs.get("m", type=pycrdt.Map)
+    text = yjs.get("t", type=pycrdt.Text)
+    rows: Rows = {}
+    sent = 0
+    for at in range(1, 401):
+        before = yjs.get_state()
+        cells[f"k{at % 7}"] = at
+        text.insert(at % 5, "word ")
+        del text[0 : at % 6]
+        update = yjs.get_update(before)
+        sent += len(update)
+        rows |= doc.put(
+            rows, admit(rows, update, 0, ANN), (at, 1), 0, yjs=document, vv={1: at}, owner=ANN
+        )
+    stored = sum(map(len, doc.updates(rows, 0)))
+    assert stored < sent / 10
+    shown = _client(8, values.doc_update(rows, 0) or b"")
+    assert shown.get("m", type=pycrdt.Map).to_py() == cells.to_py()
+    assert str(shown.get("t", type=pycrdt.Text)) == str(text)
+    assert admit(rows, yjs.get_update(), 0, BOB) == b""

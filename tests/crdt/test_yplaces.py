@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roost_crdt.yplaces import EntryRuns, FieldIndex, covers, runs_by_client
+from roost_crdt.yplaces import EntryRuns, FieldIndex, beyond, covers, runs_by_client
 from roost_crdt.yupdate import Contents, Item, Overwrite, Range
 
 RANGES = st.lists(
@@ -157,3 +158,13 @@ def test_dead_values_are_known_by_no_place() -> None:
 def test_an_update_without_overwrites_names_its_fields_only() -> None:
     fields = [Item("a", b"1", 9, 0, 0)]
     assert FieldIndex().resolve(contents(fields)) == ([("a", fields[0])], {})
+
+
+@given(RANGES, RANGES)
+def test_what_lies_beyond_known_runs(some: list[Range], known: list[Range]) -> None:
+    def clocks(found: Iterable[Range]) -> set[tuple[int, int]]:
+        return {(client, at) for client, start, end in found for at in range(start, end)}
+
+    left = list(beyond(some, runs_by_client(known)))
+    assert clocks(left) == clocks(some) - clocks(known)
+    assert all(run.start < run.end for run in left)
