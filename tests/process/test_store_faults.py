@@ -72,7 +72,8 @@ def test_any_fdatasync_may_fail(home: Path) -> None:
         assert not any(k.refusals for k in known), f"N={moment}: an answer was given after all"
         acknowledged += sum(k.acknowledged for k in known)
         found_again(home, known)
-    assert acknowledged > 20 * len(MOMENTS), "hardly anything was written"
+    # Each sync that did not fail, but for the few of a start, has acknowledged somebody's write.
+    assert acknowledged > 5 * len(MOMENTS), "hardly anything was written"
 
 
 WRITES = [
