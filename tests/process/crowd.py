@@ -85,7 +85,7 @@ class Ledger:
         return max(self.acknowledged.get(name, 0), self.shown.get(name, 0))
 
     def check_turns(self, url: str) -> None:
-        with roost.connect(url, mmap=False, deadline_ms=5_000) as client:
+        with roost.connect(url, mmap=False, deadline_ms=30_000) as client:
             for token in self.tokens.values():
                 session = client.open(token)
                 held = [message["content"] for message in session.turns().messages]

@@ -140,14 +140,18 @@ class Forked:
 
 
 class FaultyDaemon:
-    """A daemon's process; `inject` are strace's words for what is to go wrong."""
+    """A daemon's process; `inject` are strace's words for what is to go wrong, `paths`: with calls
+    on these only (--seccomp-bpf would ignore that in silence)."""
 
-    def __init__(self, home: Path, *inject: str, **environ: str) -> None:
+    def __init__(
+        self, home: Path, *inject: str, paths: Iterable[Path] = (), **environ: str
+    ) -> None:
         self.home = home
         self._inject = inject
         self.log = home / "roostd.log"
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
-        strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]
+        only = [word for path in paths for word in ("-P", str(path))]
+        strace = ["strace", "-f", "-qq", *(only or ["--seccomp-bpf"]), "-o", "/dev/null"]
         for words in inject:
             strace += ["-e", f"trace={words.partition(':')[0]}", "-e", f"inject={words}"]
         config = home / "roost.toml"

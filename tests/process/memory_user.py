@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import re
-import socket
 import sys
 from base64 import b64encode
 from dataclasses import replace
@@ -40,7 +39,7 @@ data = "{home}/data"
 cluster = "test"
 [listen]
 unix = "{home}/r.sock"
-gossip = "127.0.0.1:{port}"
+gossip = "127.0.0.1:0"
 [gossip]
 insecure = true
 [token]
@@ -130,9 +129,7 @@ async def sessions(node: Node) -> int:
 async def use(home: Path) -> dict[str, int]:
     (home / "keys").mkdir(parents=True)
     generate(home / "keys", "a-k1")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (home / "roost.toml").write_text(CONFIG.format(home=home, port=port))
+    (home / "roost.toml").write_text(CONFIG.format(home=home))
     node = Node(load(home / "roost.toml", {}))
     node.limits = replace(node.limits, **LIMITS)
     await node.start()

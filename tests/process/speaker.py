@@ -45,6 +45,9 @@ class Speaker:
 
     regions: Regions
     timeout_s: float = 30.0
+    patient: bool = False
+    """Ask again what changed nothing because a neighbour was out of reach: all regions run, and a
+    machine that stands still for a second loses sight of them."""
     _http: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,11 +68,18 @@ class Speaker:
         sent = dict(headers)
         if token is not None:
             sent["Roost-Token"] = token
-        answer = await self._http.request(
-            method, self.regions[region].http_url + path, json=body, headers=sent
-        )
-        if answer.status_code >= 400:
-            raise Refused(answer)
+        ends = time.monotonic() + QUIET_S
+        while True:
+            answer = await self._http.request(
+                method, self.regions[region].http_url + path, json=body, headers=sent
+            )
+            if answer.status_code < 400:
+                break
+            refused = Refused(answer)
+            late = not self.patient or time.monotonic() > ends
+            if late or refused.code not in ("BUSY", "UNAVAILABLE"):
+                raise refused
+            await asyncio.sleep(0.1)
         return Answered(
             answer.json() if answer.content else {},
             answer.headers.get("roost-token"),
@@ -193,11 +203,11 @@ class Speaker:
 
 
 @asynccontextmanager
-async def speaking(regions: Regions) -> AsyncIterator[Speaker]:
+async def speaking(regions: Regions, *, patient: bool = False) -> AsyncIterator[Speaker]:
     """Start the regions, wait until they are linked, and stop them at the end."""
     try:
         await regions.start()
-        speaker = Speaker(regions)
+        speaker = Speaker(regions, patient=patient)
         await speaker.linked()
         yield speaker
         await speaker.close()

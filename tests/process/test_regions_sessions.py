@@ -24,7 +24,7 @@ CALM = "[session]\ntakeover_after_ms = 30000\n"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker() -> AsyncIterator[Speaker]:
-    async with speaking(Regions(NAMES, settings=CALM)) as speaker:
+    async with speaking(Regions(NAMES, settings=CALM), patient=True) as speaker:
         yield speaker
 
 

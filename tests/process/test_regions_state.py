@@ -9,6 +9,8 @@ from .conftest import Start
 from .faulty_daemon import POLICIES
 from .speaker import Speaker
 
+CALM = "[session]\ntakeover_after_ms = 4000\n"
+"""A busy machine is not taken for a lost region; but one is lost at the end."""
 LINE = (("eu", "us"), ("us", "ap"))
 ROUNDS = 30
 
@@ -41,8 +43,8 @@ async def check_alike(speaker: Speaker, visits: int) -> None:
 
 
 async def test_regions_in_a_line_converge_and_serve_each_other(start: Start) -> None:
-    regions = await start("eu", "us", "ap", pairs=LINE, policies=POLICIES)
-    speaker = Speaker(regions)
+    regions = await start("eu", "us", "ap", pairs=LINE, policies=POLICIES, settings=CALM)
+    speaker = Speaker(regions, patient=True)
     await speaker.linked()
     await asyncio.gather(*(write_everything(speaker, name) for name in regions.names))
     await check_alike(speaker, 3 * ROUNDS)
