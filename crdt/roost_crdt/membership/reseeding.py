@@ -31,7 +31,7 @@ from roost_crdt.reseed import Lacking, rewrite
 from roost_crdt.rows import Delta, Rows, decode_row, row_hlc
 from roost_crdt.rows.layout import HEAD, RESERVED, TYPE_REGISTER
 
-from .collector import GC_FLOOR
+from .collector import GC_FLOOR, keep_rows_vv
 from .export import Export, Exported, bases_of
 from .storage import MemberStore
 
@@ -251,9 +251,11 @@ class Reseeding:
 
     def _renew(self, marker: Marker) -> None:
         """What the neighbour lacks leaves the vector, not the rows: records of an actor that was
-        removed must not be passed on as they are."""
+        removed must not be passed on as they are. What the rows show stays known: whoever takes
+        them meanwhile must not collect by a deletion that is in no vector."""
         if self._store.actor in marker.actors:
             self._store.renew_actor(self._random_bytes)
+        keep_rows_vv(self._store, join((self._replica.rows_vv, self._store.vv)))
         upto = join((marker.vv, self._replica.gc_floor))
         held = {actor: min(hlc, upto.get(actor, 0)) for actor, hlc in self._store.vv.items()}
         vv = {actor: hlc for actor, hlc in held.items() if hlc}
