@@ -74,8 +74,9 @@ class Witness:
         if self._lost:
             raise Unavailable(
                 f"consensus went back in time: {self._lost}. Nothing linearizable is served, "
-                "because what is missing may have been spent; bring its newest data back, or "
-                "accept the loss on every node"
+                "because what is missing may have been spent; bring its newest data back, or, "
+                "to accept the loss, stop each node that says this and start it with an empty "
+                "node.data beside its neighbours, one at a time"
             )
 
     def accept(self) -> None:
