@@ -17,12 +17,21 @@ TESTS_DIR = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, set[str]]:
     """What became of each named test, in one process in which it runs without its rule."""
-    options = ["-p", "sim.caught", "-p", "no:cacheprovider", "-q", "-rA", "--tb=no"]
+    options = [
+        "-p",
+        "sim.caught",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-rA",
+        "--tb=no",
+        "--hypothesis-seed=0",
+    ]
     tests = [f"tests/{test}" for test in TESTS.values()]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "--show-capture=no", *tests],
         cwd=TESTS_DIR.parent,
-        env={"PYTHONPATH": str(TESTS_DIR), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(TESTS_DIR), "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
         timeout=240,
