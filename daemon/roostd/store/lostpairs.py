@@ -9,24 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
-
 from roost_crdt import logformat
-from roost_crdt.errors import CorruptData
 from roost_crdt.logformat import Entry
 from roostd.log import Log
-from roostd.logrecovery import Position
 from roostd.sealing import META_OWN, DamagedPair
+from roostd.store.replay import LogReader, decode_items
 from roostd.store.state import KEY_VALUE_KINDS, State
 from roostd.store.sums import BUCKET_PREFIX, HOUR_PREFIX
 
-_READ_BYTES = 64 << 10
 _META = logformat.KIND_META
 
 Pair = tuple[int, bytes]
 """Kind and key."""
 Put = Callable[[int, Mapping[bytes, bytes | None]], object]
-_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 
 
 class LostPairs:
@@ -40,9 +35,7 @@ class LostPairs:
         self._state = state
         self._sought: set[Pair] = set()
         self._found: dict[Pair, bytes | None] = {}
-        self._position = Position(0, 0)
-        self._seq = self._last = 0
-        self._problem = False
+        self._reader = LogReader(log)
 
     @property
     def seeking(self) -> bool:
@@ -58,9 +51,11 @@ class LostPairs:
         """Look on a little; whether there is more to do. Raises what `put` does."""
         if not self._sought and not self._begin():
             return False
-        if self._seq < self._last and not self._problem:
-            self._read()
-        if self._seq >= self._last or self._problem:
+        if not self._reader.over:
+            self._reader.step(self._take)
+            if self._reader.problem:  # the newest may be in what cannot be read
+                self._found.clear()
+        if self._reader.over:
             self._end(put)
         return bool(self._sought)
 
@@ -69,29 +64,15 @@ class LostPairs:
         self._sought = {pair for pair in met if pair not in self.gone and not _own(pair)}
         self.gone.update((pair, None) for pair in met if _own(pair))
         self._found.clear()
-        self._position, self._seq = self._log.first_position(), self._log.first_seq() - 1
-        self._last, self._problem = self._log.durable_seq, False
+        self._reader = LogReader(self._log)
         return bool(self._sought)
-
-    def _read(self) -> None:
-        try:
-            entries, self._position = self._log.entries_from(
-                self._position, self._seq, self._last, _READ_BYTES
-            )
-            for entry in entries:
-                self._take(entry)
-                self._seq = entry.seq
-        except (CorruptData, OSError, msgspec.MsgspecError):
-            # What it holds behind the damage cannot be told: the newest may be there.
-            self._found.clear()
-            self._problem = True
 
     def _take(self, entry: Entry) -> None:
         if entry.kind not in KEY_VALUE_KINDS:
             return
         if not any(kind == entry.kind and key in entry.raw for kind, key in self._sought):
             return
-        for key, value in _decode_items(entry.raw):
+        for key, value in decode_items(entry.raw):
             pair = (entry.kind, key)
             if pair in self._sought:
                 self._found[pair] = value

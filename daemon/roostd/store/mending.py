@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
 from roost_crdt import logformat
 from roost_crdt.digest import bucket_of
 from roost_crdt.errors import CorruptData
@@ -20,18 +18,17 @@ from roost_crdt.record import RowOp, decode_record, decode_rows
 from roost_crdt.rows import encode_row, kept_row
 from roost_crdt.rows.layout import Part, Row
 from roostd.log import Log
-from roostd.logrecovery import REPAIR, Position
+from roostd.logrecovery import REPAIR
 from roostd.sealing import KIND_NAMES
 from roostd.store.applier import Applier
 from roostd.store.lostpairs import LostPairs
 from roostd.store.opening import BEGAN_EMPTY
 from roostd.store.reads import names as names_of
-from roostd.store.replay import decode_drop, decode_row_ops
+from roostd.store.replay import LogReader, decode_drop, decode_row_ops
 from roostd.store.scrub import Scrubbed
 from roostd.store.state import KEY_VALUE_KINDS, State
 from roostd.store.suspects import ALL
 
-_READ_BYTES = 64 << 10
 _WRITE_ROWS = 200
 _WRITE_BYTES = 512 << 10
 
@@ -138,46 +135,35 @@ class LogRows:
     """Reads the rows of some buckets out of the log, a step at a time."""
 
     def __init__(self, log: Log, buckets: frozenset[int], accept: Accept, bytes_max: int) -> None:
-        self._log = log
         self._buckets = buckets
         self._accept = accept
         self._bytes_max = bytes_max
-        self._position: Position = log.first_position()
-        self._first = log.first_seq()
-        self._seq = self._first - 1
-        self._last = log.durable_seq
+        self._reader = LogReader(log)
         self._rows: dict[bytes, tuple[int, Part, Row]] = {}
         self._bytes = 0
         self._flushing = False
         self.began_empty = False
         """Whether the store held nothing before the log's first entry."""
-        self.problem = ""
+
+    @property
+    def problem(self) -> str:
         """Why the log could not be read to its end."""
+        return self._reader.problem
 
     @property
     def whole(self) -> bool:
         """Whether the log told all that was ever written here."""
-        return self.began_empty and self._first == 1 and not self.problem
+        return self.began_empty and self._reader.first == 1 and not self.problem
 
     def step(self) -> bool:
         """Read or write a little; whether all is done. Raises Full, Busy: to be tried again."""
-        if not self._flushing and self._seq < self._last:
-            self._read()
-        if self._flushing or self._seq >= self._last:
+        reader = self._reader
+        if not self._flushing and not reader.over:
+            reader.step(self._take)
+            self._flushing = self._bytes > self._bytes_max
+        if self._flushing or reader.over:
             self._write()
-        return self._seq >= self._last and not self._rows
-
-    def _read(self) -> None:
-        try:
-            entries, self._position = self._log.entries_from(
-                self._position, self._seq, self._last, _READ_BYTES
-            )
-            for entry in entries:
-                self._take(entry)
-                self._seq = entry.seq
-        except (CorruptData, OSError, msgspec.MsgspecError) as exc:
-            self.problem, self._last = str(exc), self._seq
-        self._flushing = self._bytes > self._bytes_max
+        return reader.over and not self._rows
 
     def _take(self, entry: Entry) -> None:
         if entry.kind == logformat.KIND_RECORD:

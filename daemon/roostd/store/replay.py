@@ -5,6 +5,7 @@ Rows are joined, so it does no harm that the index may hold some of them already
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,40 @@ from roostd.logrecovery import REPAIR
 from roostd.store.applier import Batch
 from roostd.store.state import KEY_VALUE_KINDS, State
 
-_decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
+_READ_BYTES = 64 << 10
+
+decode_items = msgspec.msgpack.Decoder(list[tuple[bytes, bytes | None]]).decode
 decode_row_ops = msgspec.msgpack.Decoder(tuple[tuple[RowOp, ...], dict[int, int]]).decode
 decode_drop = msgspec.msgpack.Decoder(tuple[list[bytes], dict[int, int] | None]).decode
+
+
+class LogReader:
+    """Reads the whole of an open log once, a step at a time, up to where it is durable now."""
+
+    def __init__(self, log: Log) -> None:
+        self.first = log.first_seq()
+        self.problem = ""
+        """Why it could not be read to its end; what lies behind cannot be told."""
+        self._log = log
+        self._position = log.first_position()
+        self._seq = self.first - 1
+        self._last = log.durable_seq
+
+    @property
+    def over(self) -> bool:
+        return self._seq >= self._last
+
+    def step(self, take: Callable[[Entry], None]) -> None:
+        """Give the next entries to `take`. What either finds damaged is a `problem`."""
+        try:
+            entries, self._position = self._log.entries_from(
+                self._position, self._seq, self._last, _READ_BYTES
+            )
+            for entry in entries:
+                take(entry)
+                self._seq = entry.seq
+        except (CorruptData, OSError, msgspec.MsgspecError) as exc:
+            self.problem, self._last = str(exc), self._seq
 
 
 def check_entry(entry: Entry) -> None:
@@ -34,7 +66,7 @@ def check_entry(entry: Entry) -> None:
         elif entry.kind == logformat.KIND_DROP:
             decode_drop(raw)
         elif entry.kind in KEY_VALUE_KINDS:
-            _decode_items(raw)
+            decode_items(raw)
         else:
             raise CorruptData(f"its kind is {entry.kind}")
     except (CorruptData, msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -64,7 +96,7 @@ def redo(state: State, entry: Entry, path: Path, *, gapless: bool = True) -> Non
                 replaced = {}
             state.drop(row_keys, replaced, entry.seq)
         else:
-            state.put(entry.kind, dict(_decode_items(raw)), entry.seq)
+            state.put(entry.kind, dict(decode_items(raw)), entry.seq)
     except (CorruptData, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise CorruptData(
             f"{path / 'log'}: entry {entry.seq} cannot be read: {exc}; {REPAIR}"
