@@ -69,6 +69,9 @@ class Speaker:
         if token is not None:
             sent["Roost-Token"] = token
         ends = time.monotonic() + QUIET_S
+        again = ["BUSY", "UNAVAILABLE"]
+        if isinstance(body, dict) and "turn_id" in body:
+            again.append("UNKNOWNOUTCOME")  # who repeats it gets the first answer
         while True:
             answer = await self._http.request(
                 method, self.regions[region].http_url + path, json=body, headers=sent
@@ -77,7 +80,7 @@ class Speaker:
                 break
             refused = Refused(answer)
             late = not self.patient or time.monotonic() > ends
-            if late or refused.code not in ("BUSY", "UNAVAILABLE"):
+            if late or refused.code not in again:
                 raise refused
             await asyncio.sleep(0.1)
         return Answered(
