@@ -326,3 +326,44 @@ async def test_a_store_without_room_says_so_and_says_when_there_is_some_again(
         assert said()[1] == "there is room again: the store takes writes"
     finally:
         await a.stop()
+
+
+async def test_a_store_at_its_bound_still_takes_what_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await start(make(tmp_path, ["a"])["a"])
+    try:
+        a.keys.put(b"str:1", b"v")
+        a.keys.incr(b"cnt:1", 3)
+        a.keys.add(b"set:1", [b"x", b"y"])
+        a.keys.map_put(b"map:1", {b"f": b"v", b"g": b"v"})
+        sid = (await a.sessions.open(None, None)).sid
+        await a.sessions.commit(sid, None, messages=[b'{"a":1}'])
+        used = a.store.size_max * 92 // 100
+        monkeypatch.setattr(Index, "used_bytes", lambda _: used)
+        a.keys.put(b"str:2", b"v")
+        await a.durable()
+        await until(lambda: a.store.full() and a.store.applied_seq == a.store.seq)
+        a.store._admission.credit = 0
+        with pytest.raises(Full, match="delete keys"):
+            a.keys.put(b"str:1", b"w")
+
+        def both() -> None:
+            with a.keys.batch():
+                a.keys.delete(b"str:2")
+                a.keys.put(b"str:3", b"w")
+
+        with pytest.raises(Full):
+            both()
+        assert a.keys.remove(b"set:1", [b"x"]) == 1
+        assert a.keys.map_drop(b"map:1", [b"f"]) == 1
+        with a.keys.batch():
+            assert a.keys.delete(b"str:1")
+            assert a.keys.delete(b"cnt:1")
+        assert await a.sessions.erase(sid, None)
+        with pytest.raises(Full):
+            a.keys.put(b"str:1", b"w")
+        await a.durable()
+        assert a.keys.scan(b"", b"", 10) == [b"map:1", b"set:1", b"str:2"]
+    finally:
+        await a.stop()

@@ -49,6 +49,8 @@ class _Batch:
         """The newest write's."""
         self.due_key = b""
         """A key that needs a standby's disk."""
+        self.shrinks = True
+        """Whether all of them delete."""
 
 
 class Keys:
@@ -246,7 +248,7 @@ class Keys:
         there = [x for x in dict.fromkeys(leaves) if values.set_contains(rows, x, now_ms)]
         if there:
             delta = set_rows.remove(rows, there, now_ms)
-            self._write(key, policy, rows, delta, self._stamp(), keep_expiry=True)
+            self._write(key, policy, rows, delta, self._stamp(), shrinks=True)
         return len(there)
 
     def map_put(self, key: bytes, fields: Mapping[bytes, Leaf]) -> int:
@@ -273,7 +275,7 @@ class Keys:
         if there:
             stamp = self._stamp()
             delta = map_rows.remove(rows, there, stamp)
-            self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+            self._write(key, policy, rows, delta, stamp, shrinks=True)
         return len(there)
 
     def map_incr(self, key: bytes, name: bytes, by: int) -> int:
@@ -330,7 +332,7 @@ class Keys:
             delta = doc.delete(rows, self._store.vv, stamp, yjs=document)
         else:
             delta = map_rows.delete(rows, stamp)
-        self._write(key, policy, rows, delta, stamp, keep_expiry=True)
+        self._write(key, policy, rows, delta, stamp, shrinks=True)
         return True
 
     def expire(self, key: bytes, expires_ms: int) -> bool:
@@ -360,7 +362,7 @@ class Keys:
         ops = [(key, type_, delta) for key, (type_, _, delta) in batch.keys.items() if delta]
         if ops:
             assert batch.stamp is not None, "a batch with writes has a stamp"
-            self._commit(batch.stamp, ops, batch.due_key)
+            self._commit(batch.stamp, ops, batch.due_key, batch.shrinks)
 
     def take_due(self) -> Due | None:
         """What was written since the last call and has to reach a standby's disk too."""
@@ -372,9 +374,13 @@ class Keys:
     # --- inside ---
 
     def _commit(
-        self, stamp: Stamp, ops: Sequence[tuple[bytes, int, Delta]], due_key: bytes
+        self,
+        stamp: Stamp,
+        ops: Sequence[tuple[bytes, int, Delta]],
+        due_key: bytes,
+        shrinks: bool = False,
     ) -> None:
-        record = self._store.commit(stamp, ops)
+        record = self._store.commit(stamp, ops, shrinks=shrinks)
         self._committed(record)
         if due_key:
             self._due = Due(record.actor, record.hlc, due_key)
@@ -410,7 +416,10 @@ class Keys:
         stamp: Stamp,
         *,
         keep_expiry: bool = False,
+        shrinks: bool = False,
     ) -> None:
+        """`shrinks`: it deletes, and so makes room in a full store; the expiry stays then too."""
+        keep_expiry = keep_expiry or shrinks
         if delta and not rows and policy.type != "register" and self.collected():
             # Elsewhere an expiry may still hide what was collected here: it must not hide this.
             delta = delta | _EXPIRE[policy.row_type](delta, stamp, 0)
@@ -424,11 +433,12 @@ class Keys:
         batch = self._batch
         if batch is None:
             if delta:
-                self._commit(stamp, [(key, policy.row_type, delta)], due_key)
+                self._commit(stamp, [(key, policy.row_type, delta)], due_key, shrinks)
             return
         _, _, earlier = batch.keys.get(key, (0, rows, {}))
         batch.keys[key] = (policy.row_type, {**rows, **delta}, {**earlier, **delta})
         batch.stamp = stamp
+        batch.shrinks = batch.shrinks and shrinks
         batch.rows += len(delta)
         batch.due_key = due_key or batch.due_key
         self._check_count(key, len(batch.keys))

@@ -8,8 +8,9 @@ looked at when it runs out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from roost_crdt import logformat
 from roost_crdt.errors import Busy, Full
 from roostd.environment import PAGE_BYTES
 from roostd.store.applier import Applier
@@ -19,6 +20,18 @@ _SLACK_BYTES = 32 * PAGE_BYTES
 _DISK_MARGIN_BYTES = 1 << 20
 _CREDIT_BYTES = 4 << 20
 _RETRY_MS = 100
+
+_SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
+"""Written into the reserve of a full store too: without them a node cannot settle or step down."""
+_LESS_BYTES = 4_096
+
+
+def is_small(kind: int, items: Mapping[bytes, bytes | None]) -> bool:
+    """Whether pairs may go into the reserve: of some kinds, or if they delete more than they put,
+    as the erasure of a session does."""
+    put = [value for value in items.values() if value]
+    less = 2 * len(put) <= len(items) and sum(map(len, put)) <= _LESS_BYTES
+    return kind in _SMALL_KINDS or less
 
 
 class Admission:

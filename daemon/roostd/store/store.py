@@ -32,7 +32,7 @@ from roost_crdt.rows.layout import split_row_key
 from roostd.index import u64
 from roostd.log import StoreFailed
 from roostd.store import backup, identity, reads, sums
-from roostd.store.admission import Admission
+from roostd.store.admission import Admission, is_small
 from roostd.store.applier import Applier, Batch
 from roostd.store.backup import Page
 from roostd.store.erasing import PREFIX as ERASING
@@ -48,8 +48,6 @@ from roostd.store.suspects import Suspects
 
 _UNPIN_KEYS = 512
 _DRAIN_S = 5.0
-_SMALL_KINDS = frozenset((logformat.KIND_META, logformat.KIND_SPEND, logformat.KIND_CONSENSUS))
-"""Written into the reserve of a full store too: without them a node cannot settle or step down."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -374,8 +372,7 @@ class Store:
         """
         check_items(kind, items)
         raw = _encode(list(items.items()))
-        small = kind in _SMALL_KINDS or not any(items.values())
-        seq = self._append(kind, raw, len(items), len(raw), small)
+        seq = self._append(kind, raw, len(items), len(raw), is_small(kind, items))
         self._state.put(kind, items, seq)
         return seq
 
